@@ -1,0 +1,262 @@
+"""What a scenario and a comparison may say: the fields, their units, their defaults and their ranges.
+
+Every model refuses unknown keys and does not convert types silently (the text ``"64"`` is not the number 64).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys refused, types strict, values finite, instances immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class WorkloadConfig(Section):
+    """Which requests arrive: a calibrated synthetic preset or a trace file."""
+
+    preset: str | None = None  # name of a synthetic preset (`jaxsched list workloads`)
+    path: str | None = None  # a trace file or folder
+    format: str = "auto"  # reader of `path`; "auto" looks at the file
+    num_requests: PositiveInt | None = None  # programs to generate, or head of the trace (None: all of the trace)
+    options: dict[str, JsonValue] = Field(default_factory=dict)  # handed to the preset or the reader
+    load: PositiveFloat = 1.0  # multiplies the arrival rate; a comparison sets it per column as a multiple of capacity
+    rate_per_s: PositiveFloat | None = None  # arrivals per second before `load`; None: the source's own rate
+    slice_s: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None  # keep arrivals in [a, b) seconds
+    thin: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of programs kept, chosen by identity
+    prediction_error: NonNegativeFloat = 0.0  # sigma of the lognormal error of predicted output lengths
+
+    @model_validator(mode="after")
+    def _check(self) -> WorkloadConfig:
+        if (self.preset is None) == (self.path is None):
+            found = "neither" if self.preset is None else "both"
+            raise ValueError(f"exactly one of `preset` and `path` must be given, found {found}")
+        if self.preset is not None and self.num_requests is None:
+            raise ValueError("a preset needs `num_requests` (how many programs to generate)")
+        if self.slice_s is not None and not 0 <= self.slice_s[0] < self.slice_s[1]:
+            raise ValueError(f"`slice_s` must be [start, end] with 0 <= start < end, found {self.slice_s}")
+        return self
+
+
+class ClusterConfig(Section):
+    """Size of the cluster and of the simulator's bounded tables."""
+
+    num_instances: PositiveInt
+    num_slots: PositiveInt  # requests one instance can hold in its window (running + waiting); alias max_num_seqs_slots
+    queue_capacity: NonNegativeInt = 1024  # waiting requests per instance beyond which arrivals are rejected
+    max_run_steps: PositiveInt = 32  # engine steps one event may cover
+    max_paused_programs: NonNegativeInt = 0  # programs that may wait between turns at once
+    block_size: PositiveInt = 16  # tokens per KV block
+    kv_blocks: PositiveInt | None = None  # per instance; None: derived from the timing description
+    max_model_len: PositiveInt = 32768  # tokens, prompt and output
+
+
+class DescriptionTiming(Section):
+    """Step times and KV capacity from a model and a device (`jaxsched list models|devices`)."""
+
+    kind: Literal["description"]
+    model: str
+    device: str
+    tp: PositiveInt = 1  # tensor-parallel ranks
+    pp: PositiveInt = 1  # pipeline stages
+    host_overhead_us: NonNegativeFloat | None = None  # per engine step; None: the device's default
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class AffineTiming(Section):
+    """``a_us + b_us_per_token * T + floor(c_ns_per_ctx * ctx / 1000)``: the step time of the recorded engine."""
+
+    kind: Literal["affine"]
+    a_us: NonNegativeInt
+    b_us_per_token: NonNegativeInt
+    c_ns_per_ctx: NonNegativeInt = 0
+
+
+class CoefficientsTiming(Section):
+    """A fitted step-time model as written by `jaxsched calibrate`."""
+
+    kind: Literal["coefficients"]
+    path: str
+
+
+TimingConfig = Annotated[DescriptionTiming | AffineTiming | CoefficientsTiming, Field(discriminator="kind")]
+
+
+class PolicyConfig(Section):
+    """Scheduler, router and their parameters."""
+
+    scheduler: str = "vllm"
+    router: str = "least_outstanding"
+    params: dict[str, JsonValue] = Field(default_factory=dict)  # token_budget, max_num_seqs, watermark, ...
+    router_delay_ms: NonNegativeFloat = 0.0  # age of the routers' view; 0: live
+
+
+class SloConfig(Section):
+    """One class of requests and what it is promised; limits that are None do not apply."""
+
+    name: str
+    ttft_ms: PositiveFloat | None = None
+    tpot_ms: PositiveFloat | None = None
+    e2e_ms: PositiveFloat | None = None
+    timeout_ms: PositiveFloat | None = None  # a request older than this is dropped
+
+    @model_validator(mode="after")
+    def _check(self) -> SloConfig:
+        if self.ttft_ms is self.tpot_ms is self.e2e_ms is self.timeout_ms is None:
+            limits = "ttft_ms, tpot_ms, e2e_ms, timeout_ms"
+            raise ValueError(f"class {self.name!r} has no limit: give at least one of {limits}")
+        return self
+
+
+class MetricsConfig(Section):
+    """Which part of a run is measured: shares of the arrival period cut at both ends."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    cooldown_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> MetricsConfig:
+        if self.warmup_fraction + self.cooldown_fraction >= 1:
+            raise ValueError("warmup_fraction + cooldown_fraction must be below 1: nothing would be measured")
+        return self
+
+
+class ScenarioConfig(Section):
+    """Everything one simulation needs."""
+
+    name: str
+    description: str = ""
+    workload: WorkloadConfig
+    cluster: ClusterConfig
+    timing: TimingConfig
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    slo: list[SloConfig] = Field(default_factory=list)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    horizon_s: PositiveFloat | None = None  # simulated seconds; None: until every request has met its fate
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    _origins: Mapping[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_scenario(self) -> ScenarioConfig:
+        names = [slo.name for slo in self.slo]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`slo` has two classes of the same name: {names}")
+        if self.timing.kind == "affine" and self.cluster.kv_blocks is None:
+            raise ValueError("`cluster.kv_blocks` is needed with timing kind affine: nothing to derive it from")
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings are equal, wherever they were written."""
+        return type(other) is type(self) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self.config_hash())
+
+    def where(self, field: str) -> str:
+        """Where a field (a dotted path) was set, for messages: ``"chat.yaml, line 12, field policy.scheduler"``."""
+        path: tuple[str | int, ...] = tuple(int(p) if p.isdigit() else p for p in field.split("."))
+        for end in range(len(path), 0, -1):
+            if path[:end] in self._origins:
+                return f"{self._origins[path[:end]]}, field {field}"
+        return f"field {field}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, JSON-ready, every default filled in."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """The resolved configuration as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML; loading it again gives an equal configuration."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def config_hash(self) -> str:
+        """16 hex digits naming what is simulated: equal for equal settings, whatever `name` and `description` are."""
+        data = {k: v for k, v in self.to_dict().items() if k not in ("name", "description")}
+        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class PolicyChoice(Section):
+    """One competitor. What it does not say is taken from the scenario's `policy` section.
+
+    The short form is a text: ``sarathi`` (a scheduler), or ``vllm+least_kv`` (scheduler and router).
+    """
+
+    name: str
+    scheduler: str | None = None
+    router: str | None = None
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            scheduler, _, router = value.partition("+")
+            return {"name": value, "scheduler": scheduler, "router": router or None}
+        return value
+
+
+class CompareSection(Section):
+    """Policies x loads x seeds, and how they are judged."""
+
+    policies: Annotated[list[PolicyChoice], Field(min_length=1)]
+    loads: Annotated[list[PositiveFloat], Field(min_length=1)]  # multiples of capacity
+    seeds: PositiveInt  # how many; the same ones for every policy (common random numbers)
+    baseline: str  # name of the policy the others are compared with
+    metric: str = "e2e_mean_s"  # the metric that decides
+    capacity: Literal["auto"] | PositiveFloat = "auto"  # requests per second that load 1.0 means; auto: measured
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    num_bootstrap: PositiveInt = 2000
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareSection:
+        names = [policy.name for policy in self.policies]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`policies` has two entries of the same name: {names}")
+        if self.baseline not in names:
+            raise ValueError(f"`baseline` must be one of the policies {names}, found {self.baseline!r}")
+        if len(set(self.loads)) < len(self.loads):
+            raise ValueError(f"`loads` has the same value twice: {self.loads}")
+        return self
+
+
+class CompareConfig(ScenarioConfig):
+    """A scenario and the comparison to make on it."""
+
+    compare: CompareSection
+
+    def policies(self) -> dict[str, PolicyConfig]:
+        """Each competitor's name and full policy: the scenario's `policy` with the entry's own values on top."""
+        base = self.policy
+        return {
+            choice.name: PolicyConfig(
+                scheduler=choice.scheduler or base.scheduler,
+                router=choice.router or base.router,
+                params={**base.params, **choice.params},
+                router_delay_ms=base.router_delay_ms,
+            )
+            for choice in self.compare.policies
+        }

@@ -1,0 +1,106 @@
+"""A policy: a scheduler (its compiled rules), a router, and default parameters. Everything here is host-side data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jaxsched.errors import UserError
+from jaxsched.sim.params import SchedulerParams
+from jaxsched.sim.static import RouteHead, SchedulerSpec
+
+#: Names a scheduler's parameters may have, and what each means. `watermark` is a fraction of the pool.
+PARAMETERS = {
+    "token_budget": "tokens per engine step (max_num_batched_tokens; the chunk size of sarathi)",
+    "max_num_seqs": "requests admitted at a time",
+    "long_prefill_threshold": "longest chunk of one request per step, 0 = off",
+    "adaptive_threshold": "1: raise the threshold to token_budget / (running + waiting)",
+    "chunked_prefill": "0: a prompt is scheduled whole or waits",
+    "reserve_full_isl": "1: admit only if the whole known sequence fits",
+    "watermark": "fraction of the KV pool kept free at admission",
+    "max_model_len": "longest prompt + output; what orca and static batching reserve",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """One named scheduler of the catalogue."""
+
+    spec: SchedulerSpec
+    summary: str  # one line for `jaxsched list policies`
+    source: str  # paper or code that the rules follow
+    defaults: dict[str, float] = dataclasses.field(default_factory=dict)  # over those of the V1 engine
+    order_params: dict[str, int] = dataclasses.field(default_factory=dict)  # of the order head, in its order
+    sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """One named router of the catalogue."""
+
+    name: str
+    route: RouteHead
+    summary: str
+    source: str
+    reads_blocks: bool = False  # reads KV use: runs must carry it exactly
+
+
+V1_DEFAULTS = {
+    "token_budget": 2048,
+    "max_num_seqs": 256,
+    "long_prefill_threshold": 0,
+    "adaptive_threshold": 0,
+    "chunked_prefill": 1,
+    "reserve_full_isl": 1,
+    "watermark": 0.0,
+    "max_model_len": 32768,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A scheduler with its parameters, and a router."""
+
+    name: str
+    scheduler: Scheduler
+    router: Router
+    overrides: tuple[tuple[str, float], ...] = ()  # parameters the user set
+
+    def settings(self) -> dict[str, float]:
+        """Every scheduler parameter with its value in force."""
+        return {**V1_DEFAULTS, **self.scheduler.defaults, **self.scheduler.order_params, **dict(self.overrides)}
+
+    def with_params(self, **overrides: float) -> Policy:
+        """The same policy with some parameters set; unknown names are refused."""
+        allowed = set(PARAMETERS) | set(self.scheduler.order_params)
+        for name in overrides:
+            if name not in allowed:
+                raise UserError(
+                    f"unknown parameter {name!r}",
+                    where=f"policy {self.name}",
+                    expected=f"one of {', '.join(sorted(allowed))}",
+                )
+        return dataclasses.replace(self, overrides=tuple(sorted({**dict(self.overrides), **overrides}.items())))
+
+    def params(self, usable_blocks: int) -> SchedulerParams:
+        """Traced parameters for a pool of `usable_blocks`."""
+        values = self.settings()
+        # vLLM counts the watermark on the pool with its null block.
+        watermark = int(values["watermark"] * (usable_blocks + 1))
+        order = [int(values[name]) for name in self.scheduler.order_params]
+        integers = {name: jnp.int32(int(values[name])) for name in PARAMETERS if name != "watermark"}
+        return SchedulerParams(
+            **integers, watermark_blocks=jnp.int32(watermark), order=jnp.asarray(order, jnp.int32).reshape(-1)
+        )
+
+    def needs_ordered_budget(self) -> bool:
+        """Whether the token budget can run out inside the running list, so that list order matters there."""
+        values = self.settings()
+        spec = self.scheduler.spec
+        return spec.family == "v1" and (
+            spec.priority_victims
+            or spec.preemptive
+            or values["long_prefill_threshold"] > 0
+            or values["token_budget"] < values["max_num_seqs"]
+        )

@@ -1,0 +1,105 @@
+"""Names, units, directions and definitions of the metrics a report shows."""
+
+from __future__ import annotations
+
+import math
+import re
+
+#: The first part of a metric's name -> (label, definition).
+_BASES: dict[str, tuple[str, str]] = {
+    "ttft": ("TTFT", "Time to first token: from a request's arrival to the end of the step that made its first token."),
+    "ttst": ("TTST", "Time to second token: from the first token to the second."),
+    "tpot": ("TPOT", "Time per output token of one request: (end − first token) / (output tokens − 1)."),
+    "tbt": ("TBT", "Time between tokens: every single gap between two tokens of a request, over all gaps."),
+    "itl": ("ITL", "Inter-token latency: every single gap between two tokens of a request, over all gaps."),
+    "e2e": ("E2E", "End-to-end latency: from a request's arrival to its last token."),
+    "queueing": ("Queueing", "Queueing delay: from a request's arrival to the first step it was scheduled in."),
+    "normalised": ("Normalised latency", "End-to-end latency divided by the number of output tokens."),
+    "goodput": ("Goodput", "Requests per second that finished within all limits of their class."),
+    "throughput": ("Throughput", "Requests per second that finished."),
+    "slo_attainment": ("SLO attainment", "Share of requests that finished within all limits of their class."),
+    "preemptions": ("Preemptions", "How often a running request lost its KV blocks and had to start over."),
+    "recomputed_tokens": ("Recomputed tokens", "Tokens computed again after a preemption."),
+    "kv_used_fraction": ("KV used", "Share of KV blocks in use, averaged over time and instances."),
+    "batch_mean": ("Batch size", "Requests scheduled in a step, averaged over steps."),
+    "engine_steps": ("Engine steps", "Steps taken by all instances."),
+    "gpu_seconds": ("GPU-seconds", "Device time of all instances."),
+}
+_STATISTIC = re.compile(r"^(?P<base>.+?)_(?P<stat>mean|p\d+|max)(?P<unit>_s)?$")
+
+
+def label(metric: str) -> str:
+    """Short label: ``ttft_p99_s`` -> ``TTFT p99``."""
+    found = _STATISTIC.match(metric)
+    base = found["base"] if found else re.sub(r"_(per_s|s)$", "", metric)
+    if metric in _BASES:
+        return _BASES[metric][0]
+    name = _BASES[base][0] if base in _BASES else base.replace("_", " ")
+    return f"{name} {found['stat']}" if found else name
+
+
+def definition(metric: str) -> tuple[str, str] | None:
+    """(label of the family, definition), or None for a metric that is not a known one."""
+    found = _STATISTIC.match(metric)
+    base = found["base"] if found else re.sub(r"_(per_s|s)$", "", metric)
+    return _BASES.get(metric) or _BASES.get(base)
+
+
+def unit(metric: str) -> str:
+    """``s``, ``/s``, ``%`` or nothing."""
+    if metric.endswith("_per_s"):
+        return "/s"
+    if metric.endswith("_fraction") or metric == "slo_attainment":
+        return "%"
+    return "s" if metric.endswith("_s") else ""
+
+
+def higher_is_better(metric: str, given: dict[str, bool]) -> bool:
+    """Direction of a metric: as given, else goodput, throughput and attainment up, all others down."""
+    return given.get(metric, metric.startswith(("goodput", "throughput", "slo_attainment")))
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits, without exponent, with a true minus and thousands separated."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{round(value, decimals):,.{decimals}f}".replace(",", "\u202f")
+    return text.replace("-", "−")
+
+
+def seconds(value: float, digits: int = 3) -> str:
+    """A duration in the unit that reads best."""
+    if not math.isfinite(value):
+        return significant(value)
+    size = abs(value)
+    if size >= 600:
+        return f"{significant(value / 60, digits)} min"
+    if size >= 1 or size == 0:
+        return f"{significant(value, digits)} s"
+    return f"{significant(value * 1e3, digits)} ms" if size >= 1e-3 else f"{significant(value * 1e6, digits)} µs"
+
+
+def show(metric: str, value: float, digits: int = 3) -> str:
+    """A value of a metric with its unit."""
+    kind = unit(metric)
+    if kind == "s":
+        return seconds(value, digits)
+    if kind == "%":
+        return f"{significant(100 * value, digits)}%" if math.isfinite(value) else significant(value)
+    return f"{significant(value, digits)}{'/s' if kind else ''}"
+
+
+def change(ratio: float) -> str:
+    """A ratio to the baseline in words of change: ``−31%``, ``+8%``, ``2.4×``."""
+    if not math.isfinite(ratio):
+        return significant(ratio)
+    if ratio >= 2:
+        return f"{significant(ratio, 2)}×"
+    percent = 100 * (ratio - 1)
+    if abs(percent) < 0.05:
+        return "0%"
+    digits = 0 if abs(percent) >= 9.95 else 1
+    return f"{percent:+.{digits}f}%".replace("-", "−")

@@ -1,0 +1,260 @@
+"""The waiting part of schedule(): one candidate per micro-step is admitted, dropped (expired), or closes the call."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxsched.sim.arrivals import in_measured_cohort
+from jaxsched.sim.clock import relative_us
+from jaxsched.sim.event import Event, ceil_blocks, count, first_slot, set_where, slot_with
+from jaxsched.sim.running import preempt
+from jaxsched.sim.state import DEAD, EMPTY, WAITING, Col, Count, Fate, Hist
+from jaxsched.sim.views import QueueView
+
+
+def fifo_entry(event: Event) -> Int[Array, " w"]:
+    """The entry at the head of the instance's FIFO."""
+    return event.state.queue[event.m, event.inst.head]
+
+
+def fresh_column(event: Event, entry: Int[Array, " w"]) -> Int[Array, " 16"]:
+    """Request columns of an entry that has not been admitted before."""
+    requests, static = event.requests, event.static
+    row = jnp.maximum(entry[0], 0)
+    if static.num_paused:
+        sequence, arrival, program = entry[1], (entry[2], entry[3]), (entry[4], entry[5])
+    else:
+        sequence = row
+        arrival = program = (requests.arrival_epoch[row], requests.arrival_us[row])
+    values = {
+        Col.REQUEST: row,
+        Col.OUTPUT: requests.output_tokens[row],
+        Col.ARRIVAL_EPOCH: arrival[0],
+        Col.ARRIVAL_US: arrival[1],
+        Col.KLASS: requests.klass[row],
+        Col.PRIORITY: requests.priority[row],
+        Col.PREDICTED: requests.predicted_tokens[row],
+        Col.SEQUENCE: sequence,
+        Col.PROGRAM_EPOCH: program[0],
+        Col.PROGRAM_US: program[1],
+        Col.MEASURED: in_measured_cohort(event.params, requests, row).astype(jnp.int32),
+    }
+    zero = jnp.int32(0)
+    return jnp.stack([values.get(column, zero) for column in Col])
+
+
+def refill_window(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Ordered queues: move the FIFO's head into a free slot. Returns whether another could be moved."""
+    slots, inst = event.slots, event.inst
+    slot = first_slot(slots.order == EMPTY)
+    num_free = count(slots.order == EMPTY)
+    moves = active & (inst.length > 0) & (num_free > 0)
+    entry = fifo_entry(event)
+    _place(event, slot, moves, fresh_column(event, entry), WAITING)
+    _pop(event, moves)
+    event.write_column(slot, fresh_column(event, entry), moves)
+    return active & (inst.length > 0) & (num_free > 1)
+
+
+def _place(event: Event, slot, active, column, order) -> None:
+    slots = event.slots
+    mask = (event.index == slot) & active
+    prompt = event.requests.prompt_tokens[column[Col.REQUEST]]
+    slots.order = set_where(mask, order, slots.order)
+    slots.computed = set_where(mask, 0, slots.computed)
+    slots.known = set_where(mask, prompt, slots.known)
+    slots.prompt = set_where(mask, prompt, slots.prompt)
+    slots.goal = set_where(mask, prompt + column[Col.OUTPUT], slots.goal)
+    slots.chunk = set_where(mask, 0, slots.chunk)
+    slots.last = set_where(mask, -1, slots.last)
+    slots.aux = set_where(mask, 0, slots.aux)
+
+
+def _pop(event: Event, active: Bool[Array, ""]) -> None:
+    inst = event.inst
+    inst.head = jnp.where(active, (inst.head + 1) & (event.static.queue_capacity - 1), inst.head)
+    inst.length = inst.length - active
+
+
+def queue_view(event: Event) -> QueueView:
+    """What an order head sees of this instance."""
+    slots, columns = event.slots, event.state.request[event.m]
+    return QueueView(
+        waiting_mask=slots.order == WAITING,
+        running_mask=event.running_mask,
+        known_tokens=slots.known,
+        computed_tokens=slots.computed + jnp.abs(slots.chunk),  # with what this call gave
+        prompt_tokens=slots.prompt,
+        predicted_tokens=columns[:, Col.PREDICTED],
+        priority=columns[:, Col.PRIORITY],
+        sequence=columns[:, Col.SEQUENCE],
+        wait_us=event.since(event.now, columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
+    )
+
+
+def admission_step(
+    event: Event, active: Bool[Array, ""], may_displace: Bool[Array, ""]
+) -> tuple[Bool[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
+    """Try the next waiting request. Preemptive orders first displace (if `may_displace`), then admit.
+
+    Returns:
+        again: another candidate may be tried in the next micro-step.
+        displaced: in that micro-step, displacing goes on.
+        blocked: candidates remain, and nothing but a finish can let them in.
+    """
+    static, slots, inst, sched = event.static, event.slots, event.inst, event.params.scheduler
+    family, fcfs = static.scheduler.family, static.scheduler.order is None
+    if fcfs:
+        entry = fifo_entry(event)
+        fresh = entry[0] >= 0
+        slot = jnp.where(fresh, first_slot(slots.order == EMPTY), -(entry[0] + 1))
+        exists = inst.length > 0
+        column = jnp.where(fresh, fresh_column(event, entry), event.column(slot))
+        prompt = event.requests.prompt_tokens[column[Col.REQUEST]]
+        known = jnp.where(fresh, prompt, event.at(slots.known, slot))
+        dead = exists & ~fresh & (event.at(slots.order, slot) == DEAD)
+    else:
+        view = queue_view(event)
+        key = static.scheduler.order(sched.order, view)
+        best = jnp.min(jnp.where(view.waiting_mask, key, 2**31 - 1))
+        slot = slot_with(view.waiting_mask & (key == best), view.sequence)
+        exists = jnp.any(view.waiting_mask)
+        column = event.column(slot)
+        prompt, known = event.at(slots.prompt, slot), event.at(slots.known, slot)
+        fresh, dead = jnp.bool_(False), jnp.bool_(False)
+
+    state = event.state
+    room_for_slot = (slot < static.num_slots) | ~exists
+    may = exists & (inst.running < sched.max_num_seqs)
+    if family == "static":
+        may &= state.was_idle > 0
+    if family in ("v1", "sarathi"):
+        may &= (state.preempted == 0) & (state.budget > 0)
+
+    expired = jnp.bool_(False)
+    if static.timeouts:
+        timeout = event.params.timeout_us[column[Col.KLASS]]
+        arrived = relative_us(column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US], state.epoch)
+        expired = ~dead & (timeout > 0) & (arrived + timeout <= event.now)
+    displaced = dropped_early = jnp.bool_(False)
+    if static.scheduler.preemptive:
+        may_displace = may_displace & active & exists & (state.preempted == 0) & jnp.any(event.running_mask)
+        displaced = _displace(event, may_displace & ~expired, view, key, best, known)
+        dropped_early = may_displace & expired  # a candidate past its deadline goes when it is considered, here too
+        may |= dropped_early
+        state = event.state
+    active = active & ~displaced
+
+    # How many tokens, and do its blocks fit?
+    tokens = known
+    fits = jnp.bool_(True)
+    whole = ceil_blocks(static, known)
+    watermark = sched.watermark_blocks
+    if family == "v1":
+        tokens = jnp.where(state.threshold > 0, jnp.minimum(known, state.threshold), known)
+        fits &= (sched.chunked_prefill > 0) | (tokens <= state.budget)
+        tokens = jnp.minimum(tokens, state.budget)
+        kept = jnp.where(inst.running > 0, watermark, 0)
+        blocks = ceil_blocks(static, tokens)
+        memory = (blocks + kept <= inst.free) & ((sched.reserve_full_isl == 0) | (whole + kept <= inst.free))
+        reserved = jnp.int32(0)
+    elif family == "sarathi":
+        tokens = jnp.minimum(known, state.budget)
+        blocks = reserved = whole
+        memory = blocks + watermark <= inst.free
+    elif family == "v0":
+        fits &= known <= state.budget
+        blocks = reserved = whole
+        memory = blocks + watermark <= inst.free
+    else:
+        blocks = reserved = ceil_blocks(static, sched.max_model_len)
+        memory = blocks <= inst.free
+    considered = active & may & ~dead & room_for_slot
+    drops = active & may & expired
+    admits = considered & ~expired & fits & memory
+    pops_dead = active & may & dead
+
+    _admit(event, slot, admits, fresh, column, prompt, tokens, blocks, reserved)
+    _drop(event, slot, drops, fresh, column, prompt)
+    if fcfs:
+        _pop(event, admits | drops | pops_dead)
+        slots.order = set_where((event.index == slot) & pops_dead, EMPTY, slots.order)
+    event.note(
+        admitted=jnp.where(admits, column[Col.REQUEST], -1),
+        resumed=(~fresh if fcfs else column[Col.PREEMPTIONS] > 0).astype(jnp.int32),
+        dropped=jnp.where(drops, column[Col.REQUEST], -1),
+    )
+    progress = admits | drops | pops_dead
+    state = event.state
+    more = (inst.waiting > 0) & (inst.running < sched.max_num_seqs)
+    if family in ("v1", "sarathi"):
+        more &= state.budget > 0
+    if fcfs:
+        more &= inst.length > 0
+    seats = inst.running >= sched.max_num_seqs
+    if family == "static":
+        seats |= state.was_idle == 0
+    blocked = seats | (may & ~expired & ~(memory & fits)) | ~room_for_slot
+    displacing = displaced | dropped_early
+    return (progress & more) | displacing, displacing, blocked
+
+
+def _admit(event: Event, slot, active, fresh, column, prompt, tokens, blocks, reserved) -> None:
+    static, slots, inst = event.static, event.slots, event.inst
+    mask = (event.index == slot) & active
+    first = active & (column[Col.PREEMPTIONS] == 0)
+    if static.scheduler.order is None:
+        new = active & fresh
+        _place(event, slot, new, column, inst.admissions)
+        event.write_column(slot, column, new)
+    slots.order = set_where(mask, inst.admissions, slots.order)
+    slots.chunk = set_where(mask, tokens, slots.chunk)
+    slots.last = set_where(mask, -1, slots.last)
+    if static.reserves_blocks:
+        slots.aux = set_where(mask, reserved, slots.aux)
+    inst.admissions = inst.admissions + active
+    inst.free = inst.free - jnp.where(active, blocks, 0)
+    inst.running = inst.running + active
+    inst.waiting = inst.waiting - active
+    inst.waiting_blocks = inst.waiting_blocks - jnp.where(active, ceil_blocks(static, prompt), 0)
+    state = event.state
+    event.state = state.replace(
+        budget=state.budget - jnp.where(active, tokens, 0), admitted=state.admitted + active.astype(jnp.int32)
+    )
+    delay = event.since(event.now, column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US])
+    event.tally.observe(Hist.QUEUE, column[Col.KLASS], delay, first & (event.measured(column) > 0))
+    event.record(column[Col.REQUEST], first, first_scheduled=event.stamp(event.now))
+
+
+def _drop(event: Event, slot, active, fresh, column, prompt) -> None:
+    """A waiting request whose deadline has passed leaves when it is considered."""
+    static, slots, inst = event.static, event.slots, event.inst
+    if not static.timeouts:
+        return
+    mask = (event.index == slot) & active & ~fresh
+    slots.order = set_where(mask, EMPTY, slots.order)
+    slots.known = set_where(mask, 0, slots.known)
+    inst.waiting = inst.waiting - active
+    inst.waiting_blocks = inst.waiting_blocks - jnp.where(active, ceil_blocks(static, prompt), 0)
+    inst.work = inst.work - jnp.where(active, prompt + column[Col.PREDICTED], 0)
+    event.tally.count(Count.TIMED_OUT, active)
+    event.record(
+        column[Col.REQUEST],
+        active,
+        fate=jnp.int32(Fate.TIMED_OUT),
+        preemptions=column[Col.PREEMPTIONS],
+        scheduled_tokens=column[Col.LOST_TOKENS],
+    )
+
+
+def _displace(event: Event, active, view: QueueView, key, best, known) -> Bool[Array, ""]:
+    """Preemptive orders: the worst running request makes room for a strictly better waiting one that cannot be admitted."""
+    sched, inst = event.params.scheduler, event.inst
+    running = event.running_mask
+    worst = jnp.max(jnp.where(running, key, -(2**31)))
+    victim = slot_with(running & (key == worst), event.slots.order, largest=True)
+    blocked = (inst.running >= sched.max_num_seqs) | (ceil_blocks(event.static, known) > inst.free)
+    displaces = active & blocked & (worst > best) & jnp.any(running)
+    preempt(event, victim, displaces, memory=False)
+    return displaces

@@ -1,0 +1,194 @@
+"""Arrivals: the next program or returning turn is routed, tested, and put into its instance's FIFO."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
+from jaxsched.sim.event import Tally, ceil_blocks
+from jaxsched.sim.params import SimParams
+from jaxsched.sim.requests import Requests
+from jaxsched.sim.state import Count, Fate, Instance, State
+from jaxsched.sim.static import SimStatic
+from jaxsched.sim.views import RouterView
+
+_FIELD = {name: i for i, name in enumerate(Instance.__dataclass_fields__)}
+
+
+def hash_bits(seed: jax.Array, request: jax.Array, draw: int) -> jax.Array:
+    """31 uniform bits of (seed, request, draw): the finaliser of MurmurHash3 (A. Appleby) applied twice."""
+
+    def mix(x):
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    x = mix(seed.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(draw))
+    return (mix(x ^ request.astype(jnp.uint32)) & jnp.uint32(0x7FFFFFFF)).astype(jnp.int32)
+
+
+def in_measured_cohort(params: SimParams, requests: Requests, request: jax.Array) -> jax.Array:
+    """Whether a turn belongs to a measured program."""
+    program = requests.program[request]
+    return (program >= params.measure_from) & (program < params.measure_to)
+
+
+def live_view(static: SimStatic, params: SimParams, state: State, now: jax.Array) -> jax.Array:
+    """``[5, M]`` waiting, running, used blocks, waiting prompt blocks, predicted work of every instance at `now`.
+
+    Inside a run of decode steps only the used blocks change; they are looked up in the run.
+    """
+    inst = state.instance
+    used = params.usable_blocks - inst[:, _FIELD["free"]]
+    if static.route_by_blocks and static.run_steps > 1:
+        step = jnp.sum((state.run_ends < now).astype(jnp.int32), axis=1)
+        step = jnp.minimum(step, static.run_steps - 1)
+        inside = jnp.take_along_axis(state.run_used, step[:, None], axis=1)[:, 0]
+        used = jnp.where(inst[:, _FIELD["in_flight"]] > 0, inside, used)
+    columns = ("waiting", "running", None, "waiting_blocks", "work")
+    return jnp.stack([used if name is None else inst[:, _FIELD[name]] for name in columns])
+
+
+def next_input_time(static: SimStatic, requests: Requests, state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Times (relative to the epoch) of the next two program arrivals and of the earliest return."""
+
+    def arrival(i):
+        j = jnp.minimum(i, requests.arrival_us.shape[0] - 1)
+        time = relative_us(requests.arrival_epoch[j], requests.arrival_us[j], state.epoch)
+        return jnp.where(i < requests.num_programs, time, NEVER_US)
+
+    back = jnp.int32(NEVER_US)
+    if static.num_paused:
+        back = jnp.min(_return_times(state))
+    return arrival(state.arrivals), arrival(state.arrivals + 1), back
+
+
+def _return_times(state: State) -> jax.Array:
+    times = relative_us(state.paused.epoch, state.paused.us, state.epoch)
+    return jnp.where(state.paused.request >= 0, times, NEVER_US)
+
+
+def telemetry_tick(static: SimStatic, params: SimParams, state: State, active: jax.Array) -> State:
+    """Refresh the routers' delayed view at `next_tick`."""
+    view = live_view(static, params, state, state.next_tick)
+    now = jnp.where(active, state.next_tick, state.now)
+    return state.replace(
+        view=jnp.where(active, view, state.view),
+        now=now,
+        next_tick=jnp.where(active, state.next_tick + params.view_delay_us, state.next_tick),
+    )
+
+
+def take_arrival(
+    static: SimStatic, params: SimParams, requests: Requests, state: State, tally: Tally, active: jax.Array, program_first: jax.Array, now: jax.Array
+) -> State:  # fmt: skip
+    """Apply the next program arrival (or, if not `program_first`, the next return) at time `now`."""
+    is_return = jnp.bool_(False)
+    request = jnp.minimum(state.arrivals, requests.arrival_us.shape[0] - 1)
+    stamp = (state.epoch + (now >> EPOCH_BITS), now & (EPOCH_US - 1))
+    program = stamp
+    paused = state.paused
+    if static.num_paused:
+        is_return = active & ~program_first
+        times = _return_times(state)
+        due = (times == now) & (paused.request >= 0)
+        row = jnp.min(jnp.where(due, paused.request, NEVER_US))  # ties in request order
+        entry = due & (paused.request == row)
+        request = jnp.where(is_return, jnp.minimum(row, requests.prompt_tokens.shape[0] - 1), request)
+        pick = lambda field: jnp.sum(jnp.where(entry, field, 0))  # noqa: E731
+        program = (
+            jnp.where(is_return, pick(paused.program_epoch), stamp[0]),
+            jnp.where(is_return, pick(paused.program_us), stamp[1]),
+        )
+        paused = paused.replace(request=jnp.where(is_return & entry, -1, paused.request))
+
+    prompt, output = requests.prompt_tokens[request], requests.output_tokens[request]
+    predicted = requests.predicted_tokens[request]
+    live = live_view(static, params, state, now)
+    seen = state.view if static.delayed_view else live
+    m = static.route(
+        RouterView(
+            num_waiting=seen[0], num_running=seen[1], used_blocks=seen[2], waiting_blocks=seen[3], work_tokens=seen[4],
+            arrival_count=state.sequence,
+            hash0=hash_bits(params.seed, request, 0), hash1=hash_bits(params.seed, request, 1),
+            prompt_tokens=prompt, predicted_tokens=predicted,
+        )
+    ).astype(jnp.int32)  # fmt: skip
+
+    sched = params.scheduler
+    peak = prompt + output - 1
+    tokens = sched.max_model_len if static.scheduler.family in ("orca", "static") else peak
+    # Their decodes must see a free block even when they need none.
+    always = jnp.maximum(sched.watermark_blocks, 1) if static.scheduler.family in ("sarathi", "v0") else 0
+    too_large = ceil_blocks(static, tokens) + always > params.usable_blocks[m]
+    if static.scheduler.family in ("orca", "static"):
+        too_large |= peak > sched.max_model_len
+    if static.scheduler.family == "v1":
+        too_large |= (sched.chunked_prefill == 0) & (peak > sched.token_budget)
+    elif static.scheduler.family == "v0":
+        too_large |= peak > sched.token_budget
+    waiting = live[0][m]
+    # A preempted request re-enters at the front, so that many entries must stay free.
+    full = (params.max_queue > 0) & (waiting >= params.max_queue)
+    full |= state.instance[m, _FIELD["length"]] >= static.queue_capacity - static.num_slots
+    rejected_size, rejected_queue = active & too_large, active & ~too_large & full
+    joins = active & ~too_large & ~full
+
+    head, length = state.instance[m, _FIELD["head"]], state.instance[m, _FIELD["length"]]
+    position = jnp.where(joins, (head + length) & (static.queue_capacity - 1), static.queue_capacity)
+    entry = [request] if not static.num_paused else [request, state.sequence, *stamp, *program]
+    queue = state.queue.at[m, position].set(jnp.stack(entry), mode="drop")
+    one = joins.astype(jnp.int32)
+    change = jnp.zeros(len(_FIELD), jnp.int32)
+    change = jnp.stack(
+        [
+            {
+                "length": one,
+                "waiting": one,
+                "waiting_blocks": one * ceil_blocks(static, prompt),
+                "work": one * (prompt + predicted),
+            }.get(name, change[0])
+            for name in _FIELD
+        ]
+    )
+    instance = state.instance.at[m].add(change)
+
+    # The instance's next event: at once if idle; if a run of steps executes, the first step boundary from now on.
+    planned = state.next_event[m]
+    wake = jnp.where(planned == NEVER_US, now, planned)
+    if static.run_steps > 1:
+        ends = state.run_ends[m]
+        cut = jnp.min(jnp.where(ends >= now, ends, NEVER_US))
+        blocked = waiting > 0 if static.scheduler.order is None and not static.timeouts else False
+        wake = jnp.where((planned != NEVER_US) & ~jnp.bool_(blocked), jnp.minimum(cut, planned), wake)
+    at = jnp.where(joins, m, static.num_instances)
+    next_event = state.next_event.at[at].set(wake, mode="drop")
+
+    one_program = (active & ~is_return).astype(jnp.int32)
+    tally.count(Count.ARRIVED, active)
+    tally.count(Count.REJECTED_SIZE, rejected_size)
+    tally.count(Count.REJECTED_QUEUE, rejected_queue)
+    occupied = state.instance[m, _FIELD["running"]] + waiting
+    tally.count(Count.QUEUED, joins & (occupied >= static.num_slots))
+    in_cohort = in_measured_cohort(params, requests, request)
+    tally.count(Count.MEASURED_ARRIVED, active & in_cohort)
+    record = state.record
+    if static.record:
+        where = jnp.where(active, request, record.fate.shape[0])
+        fate = jnp.where(too_large, Fate.REJECTED_SIZE, jnp.where(full, Fate.REJECTED_QUEUE, Fate.UNFINISHED))
+        record = record.replace(
+            fate=record.fate.at[where].set(fate.astype(jnp.int32), mode="drop"),
+            instance=record.instance.at[where].set(m, mode="drop"),
+            arrival=record.arrival.at[where].set(jnp.stack(stamp), mode="drop"),
+        )
+    return state.replace(
+        now=jnp.where(active, now, state.now),
+        arrivals=state.arrivals + one_program,
+        sequence=state.sequence + active.astype(jnp.int32),
+        instance=instance,
+        next_event=next_event,
+        queue=queue,
+        paused=paused,
+        record=record,
+    )

@@ -1,0 +1,168 @@
+"""End of schedule(): the step (or the run of decode steps) is timed, and the tokens it will yield are booked."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxsched.sim.clock import NEVER_US
+from jaxsched.sim.event import Event, count, set_where, slot_with
+from jaxsched.sim.leave import add_area
+from jaxsched.sim.state import Col, Count, Flag, Hist
+from jaxsched.timing.step_time import constant_us, context_us
+
+
+def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Form the step from the scheduled tokens. Returns whether anything was scheduled.
+
+    A pure decode step becomes a run of as many equal steps as cannot differ: up to the first finish, while every block that the
+    run can need is free, and only if no waiting request could be admitted before a finish.
+    """
+    static, params, slots, inst, state = event.static, event.params, event.slots, event.inst, event.state
+    asynchronous = static.scheduler.asynchronous
+    tokens = slots.chunk
+    before = slots.computed
+    scheduled = tokens > 0
+    decode = (tokens == 1) & (before > 0)
+    prefill = scheduled & ~decode
+    total = jnp.sum(tokens)
+    num_decode, num_prefill = count(decode), count(prefill)
+    decode_ctx = jnp.sum(jnp.where(decode, before + 1, 0))
+    prefill_tokens = total - num_decode
+    prefill_ctx = jnp.sum(jnp.where(prefill, before + tokens, 0))
+    quad = jnp.sum(jnp.where(prefill, tokens * ((2 * before + tokens) >> 6), 0))
+    formed = active & (total > 0)
+
+    after = before + tokens
+    emit = scheduled & (after == slots.known)
+    num_emit = count(emit)
+
+    # How many such steps in a row?
+    k = static.run_steps
+    longest = jnp.int32(1)
+    if k > 1:
+        finish_in = jnp.min(jnp.where(decode, slots.goal - slots.known, 2**31 - 1))
+        # Any block_size consecutive steps take exactly one block of each request.
+        spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
+        memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)
+        if static.scheduler.family in ("orca", "static"):
+            memory_in = jnp.int32(k)
+        pure = (num_prefill == 0) & (state.preempted == 0) & (num_emit == num_decode)
+        quiet = inst.waiting == 0
+        if not static.timeouts and (static.scheduler.order is None or static.scheduler.static_keys):
+            quiet |= blocked
+        if not static.scheduler.asynchronous and static.scheduler.family != "v0":
+            pure &= num_decode == inst.running
+        longest = jnp.where(pure & quiet, jnp.clip(jnp.minimum(finish_in, memory_in), 1, k), 1)
+        if static.timeouts:
+            longest = jnp.where(jnp.any(params.timeout_us > 0), 1, longest)
+    timing = params.timing
+    constant = constant_us(timing, total, num_prefill, prefill_tokens, quad, num_decode)
+    ctx = decode_ctx + timing.prefill_in_ctx * prefill_ctx
+    step = jnp.arange(k, dtype=jnp.int32)
+    durations = jnp.maximum(constant + context_us(timing, ctx + step * num_decode), 1)
+    start = jnp.maximum(event.now, inst.end_last) if asynchronous else event.now
+    start = jnp.where(inst.in_flight > 0, start, event.now) if asynchronous else start
+    ends = start + jnp.cumsum(durations)
+    ends = jnp.where(step < longest, ends, NEVER_US)
+    first_end = ends[0]
+    last_end = jnp.max(jnp.where(step < longest, ends, 0))
+
+    slots.computed = jnp.where(formed, after, slots.computed)
+    slots.chunk = jnp.where(formed, jnp.where(emit, tokens, -tokens), slots.chunk)
+    first_wrapped = event.wrapped(first_end)
+    known_tokens = slots.known - slots.prompt  # outputs before this step
+    bulk = emit & decode & (slots.last == inst.token_time) & (slots.last >= 0)
+    gap = (first_wrapped - inst.token_time) & (2**31 - 1)
+    num_bulk = count(bulk)
+    seconds = count(bulk & (known_tokens == 1))
+    event.tally.observe(Hist.TTST, 0, gap.astype(jnp.float32), jnp.where(formed, seconds, 0))
+    slots.last = set_where(formed & bulk, first_wrapped, slots.last)
+    if asynchronous:
+        slots.known = jnp.where(formed & emit, slots.known + 1, slots.known)
+        slots.aux = jnp.where(formed & emit, inst.steps + 1, slots.aux)
+        event.tally.observe(Hist.TBT, 0, gap.astype(jnp.float32), jnp.where(formed, num_bulk, 0))
+        event.tally.count(Count.ENGINE_STEPS, formed)
+        event.tally.count(Count.OUTPUT_TOKENS, jnp.where(formed, num_emit, 0))
+        event.tally.count(Count.BUSY_US, jnp.where(formed, first_end - start, 0))
+        add_area(event, jnp.where(formed, first_end - start, 0))
+    event.tally.count(Count.SCHEDULED_TOKENS, jnp.where(formed, total, 0))
+
+    # v0's prefill-only steps leave the decodes' last token where it was.
+    decodes_paused = (num_decode == 0) & (inst.running > num_prefill)
+    inst.token_time = jnp.where(formed & ~decodes_paused, first_wrapped, inst.token_time)
+    inst.bulk = jnp.where(formed, num_bulk, inst.bulk)
+    inst.bulk_gap = jnp.where(formed, jnp.where(decodes_paused, -1, gap), inst.bulk_gap)
+    inst.emits = jnp.where(formed, num_emit, inst.emits)
+    inst.run_start = jnp.where(formed, start, inst.run_start)
+    inst.steps = inst.steps + formed
+    event.note(
+        formed=formed, total=total, ctx=decode_ctx + prefill_ctx, start=start, end=first_end, tokens=tokens,
+        free=inst.free, waiting=inst.waiting, running=inst.running,
+    )  # fmt: skip
+
+    state = event.state
+    if asynchronous:
+        queued = inst.in_flight
+        upcoming = jnp.where(queued == 0, first_end, state.next_event[event.m])
+        inst.end_last = jnp.where(formed, first_end, inst.end_last)
+        inst.in_flight = inst.in_flight + formed
+        nothing = active & ~formed & (inst.in_flight == 0) & (state.preempted == 0)
+        # An event takes the end of the older step; `next_event` then holds the younger one's.
+        next_time = jnp.where(formed, upcoming, jnp.where(nothing, NEVER_US, state.next_event[event.m]))
+    else:
+        inst.in_flight = jnp.where(formed, 1, inst.in_flight)
+        nothing = active & ~formed & (state.preempted == 0)
+        next_time = jnp.where(formed, last_end, jnp.where(nothing, NEVER_US, state.next_event[event.m]))
+    stuck = nothing & (inst.running == 0) & (inst.waiting > 0)
+    m_if = jnp.where(active, event.m, static.num_instances)
+    event.state = state.replace(
+        next_event=state.next_event.at[m_if].set(next_time, mode="drop"),
+        run_ends=state.run_ends.at[jnp.where(formed, event.m, static.num_instances)].set(ends, mode="drop"),
+        flags=state.flags | jnp.where(stuck, int(Flag.STUCK), 0),
+    )
+    if static.route_by_blocks and k > 1:
+        used = params.usable_blocks[event.m] - inst.free
+        ahead = slots.computed[None, :] + step[:, None] * (emit & decode)[None, :]
+        grown = jnp.sum(event.held_blocks(ahead, slots.aux) - event.held_blocks(slots.computed, slots.aux), axis=1)
+        where = jnp.where(formed, event.m, static.num_instances)
+        event.state = event.state.replace(run_used=event.state.run_used.at[where].set(used + grown, mode="drop"))
+    return formed
+
+
+def drain_token(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Book one token whose gap is its own: a first token, or the first after a preemption or a pause. Returns whether more wait."""
+    static, slots, inst, tally = event.static, event.slots, event.inst, event.tally
+    end = inst.end_last if static.scheduler.asynchronous else event.state.run_ends[event.m][0]
+    end_wrapped = event.wrapped(end)
+    pending = (slots.chunk > 0) & (slots.last != end_wrapped) & event.running_mask
+    num_pending = count(pending)
+    slot = slot_with(pending, slots.order)
+    here = active & (num_pending > 0)
+    column = event.column(slot)
+    outputs = event.at(slots.known, slot) - event.at(slots.prompt, slot)
+    if static.scheduler.asynchronous:
+        outputs = outputs - 1
+    first = here & (outputs == 0)
+    klass = column[Col.KLASS]
+    measured = event.measured(column) > 0
+    ttft = event.since(end, column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US])
+    tally.observe(Hist.TTFT, klass, ttft, first & measured)
+    last = event.at(slots.last, slot)
+    gap = jnp.where(
+        last < 0,
+        event.since(end, column[Col.LAST_EPOCH], column[Col.LAST_US]),
+        ((end_wrapped - last) & (2**31 - 1)).astype(jnp.float32),
+    )
+    tally.observe(Hist.TBT, 0, gap, here & ~first)
+    tally.observe(Hist.TTST, 0, gap, here & (outputs == 1))
+    event.write_column(slot, column.at[Col.TTFT_US].set(_saturated(ttft, event, end, column)), first)
+    event.record(column[Col.REQUEST], first, first_token=event.stamp(end))
+    slots.last = set_where((event.index == slot) & here, end_wrapped, slots.last)
+    return active & (num_pending > 1)
+
+
+def _saturated(ttft, event: Event, end, column) -> Int[Array, ""]:
+    """Integer TTFT, exact below 2^30 us, else the float's nearest, at most 2^31 - 128."""
+    exact = ((event.state.epoch - column[Col.ARRIVAL_EPOCH]) << 30) + (end - column[Col.ARRIVAL_US])
+    return jnp.where(ttft < 2.0**30, exact, jnp.minimum(ttft, 2.0**31 - 256).astype(jnp.int32))

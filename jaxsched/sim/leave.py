@@ -1,0 +1,185 @@
+"""Start of an instance event: book the run that ended, then let finished (and expired) requests leave, one per micro-step."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxsched.sim.clock import add_us, relative_us
+from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
+from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
+
+
+def book_run(event: Event, begin: Bool[Array, ""]) -> None:
+    """Give the requests of the run that ended at `now` their tokens and book its inter-token gaps.
+
+    A run is `k` engine steps with the same decode batch; `k` is read off the planned step ends, so a run cut short by an arrival
+    needs nothing else. Asynchronous engines book everything when a step is scheduled, and only count it out here.
+    """
+    static, slots, inst, now = event.static, event.slots, event.inst, event.now
+    ended = begin & (inst.in_flight > 0)
+    if static.scheduler.asynchronous:
+        inst.in_flight = inst.in_flight - ended
+        slots.chunk = jnp.where(begin, 0, slots.chunk)
+        return
+    ends = event.state.run_ends[event.m]
+    done = ended & (ends <= now)
+    k = count(done)
+    emit = (slots.chunk > 0) & ended
+    before = event.held_blocks(slots.computed, slots.aux)
+    slots.computed = slots.computed + jnp.where(emit, k - 1, 0)
+    slots.known = slots.known + jnp.where(emit, k, 0)
+    if static.run_steps > 1:
+        inst.free = inst.free - jnp.sum(event.held_blocks(slots.computed, slots.aux) - before)
+    slots.last = set_where(emit, event.wrapped(now), slots.last)
+    slots.chunk = jnp.where(begin, 0, slots.chunk)
+    inst.in_flight = jnp.where(ended, 0, inst.in_flight)
+    inst.token_time = jnp.where(ended & (inst.emits > 0) & (inst.bulk_gap >= 0), event.wrapped(now), inst.token_time)
+
+    gaps = jnp.concatenate([jnp.reshape(inst.bulk_gap, (1,)), ends[1:] - ends[:-1]])
+    weight = jnp.where(jnp.arange(static.run_steps) == 0, inst.bulk, inst.emits) * done
+    event.tally.observe(Hist.TBT, 0, jnp.maximum(gaps, 0).astype(jnp.float32), weight)
+    busy = jnp.where(ended, now - inst.run_start, 0)
+    event.tally.count(Count.BUSY_US, busy)
+    event.tally.count(Count.ENGINE_STEPS, k)
+    event.tally.count(Count.OUTPUT_TOKENS, k * inst.emits)
+    event.tally.count(Count.SCHEDULED_TOKENS, jnp.maximum(k - 1, 0) * inst.emits)
+    add_area(event, busy)
+
+
+def add_area(event: Event, duration_us: Int[Array, ""]) -> None:
+    """Time integrals of batch and KV occupancy (float32, folded into a compensated sum between chunks)."""
+    metrics, inst = event.state.metrics, event.inst
+    used = event.params.usable_blocks[event.m] - inst.free
+    step = jnp.stack([inst.running, used]).astype(jnp.float32) * duration_us.astype(jnp.float32)
+    event.state = event.state.replace(metrics=metrics.replace(area=metrics.area.at[:, 1].add(step)))
+
+
+def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Free the next finished or expired request. Returns whether more must leave before schedule() is called."""
+    static, slots, inst = event.static, event.slots, event.inst
+    complete = slots.known == slots.goal
+    if static.scheduler.asynchronous:
+        # Only outputs of steps that have ended are known; a preempted request may finish while it waits.
+        finished = complete & (slots.order != DEAD) & (slots.order != EMPTY)
+        finished &= slots.aux <= inst.steps - inst.in_flight
+    else:
+        finished = complete & event.running_mask
+    leaving = finished
+    num_finished = count(finished)
+    if static.timeouts:
+        expired = event.running_mask & ~complete & has_expired(event)
+        leaving = jnp.where(num_finished > 0, finished, expired)
+        num_finished_or_expired = num_finished + count(expired)
+    else:
+        num_finished_or_expired = num_finished
+    slot = slot_with(leaving, slots.order)
+    here = active & (num_finished_or_expired > 0)
+    is_finish = here & (num_finished > 0)
+    mask = (event.index == slot) & here
+
+    held = jnp.where(event.at(slots.order, slot) >= 0, event.held_blocks(event.at(slots.computed, slot), event.at(slots.aux, slot)), 0)  # fmt: skip
+    was_running = here & (event.at(slots.order, slot) >= 0)
+    column = event.column(slot)
+    inst.free = inst.free + jnp.where(here, held, 0)
+    inst.running = inst.running - was_running
+    leaves_entry = here & ~was_running  # asynchronous: its FIFO entry is removed when it comes to the head
+    inst.waiting = inst.waiting - leaves_entry
+    prompt = event.at(slots.prompt, slot)
+    inst.waiting_blocks = inst.waiting_blocks - jnp.where(leaves_entry, event.held_blocks(prompt, jnp.int32(0)), 0)
+    inst.work = inst.work - jnp.where(here, prompt + column[Col.PREDICTED], 0)
+    scheduled = event.at(slots.computed, slot) + column[Col.LOST_TOKENS]
+    fifo = static.scheduler.order is None
+    slots.order = set_where(mask, jnp.where(leaves_entry & fifo, DEAD, EMPTY), slots.order)
+    slots.computed = set_where(mask, 0, slots.computed)
+    slots.known = set_where(mask, 0, slots.known)
+    slots.chunk = set_where(mask, 0, slots.chunk)
+    if static.reserves_blocks:
+        slots.aux = set_where(mask, 0, slots.aux)
+
+    book_leaving(event, column, is_finish)
+    event.tally.count(Count.TIMED_OUT, here & ~is_finish)
+    event.record(
+        column[Col.REQUEST],
+        here,
+        fate=jnp.where(is_finish, Fate.FINISHED, Fate.TIMED_OUT).astype(jnp.int32),
+        finish=tuple(jnp.where(is_finish, t, -1) for t in event.stamp(event.now)),
+        preemptions=column[Col.PREEMPTIONS],
+        scheduled_tokens=scheduled,
+    )
+    if static.timeouts and static.scheduler.asynchronous and static.record:
+        # An aborted request's token in flight is never delivered.
+        first = event.state.record.first_token[column[Col.REQUEST]]
+        undelivered = here & ~is_finish & (event.since(event.now, first[0], first[1]) < 0)
+        event.record(column[Col.REQUEST], undelivered, first_token=(jnp.int32(-1), jnp.int32(-1)))
+    event.note(finished=jnp.where(is_finish, column[Col.REQUEST], -1), left=jnp.where(here, column[Col.REQUEST], -1))
+    pause_program(event, column, is_finish)
+    return active & (num_finished_or_expired > 1)
+
+
+def has_expired(event: Event) -> Bool[Array, " s"]:
+    """Whether each slot's request is past its deadline."""
+    columns = event.state.request[event.m]
+    timeout = event.params.timeout_us[columns[:, Col.KLASS]]
+    arrived = relative_us(columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US], event.state.epoch)
+    return (timeout > 0) & (arrived + timeout <= event.now)
+
+
+def book_leaving(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> None:
+    """Request-level measurements of a finished request."""
+    params, tally, now = event.params, event.tally, event.now
+    klass, output = column[Col.KLASS], column[Col.OUTPUT].astype(jnp.float32)
+    ttft = column[Col.TTFT_US].astype(jnp.float32)
+    e2e = event.since(now, column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US])
+    tpot = jnp.maximum(e2e - ttft, 0.0) / jnp.maximum(output - 1.0, 1.0)
+    measured = is_finish & (event.measured(column) > 0)
+    has_gaps = column[Col.OUTPUT] > 1
+    tally.count(Count.FINISHED, is_finish)
+    tally.observe(Hist.E2E, klass, e2e, measured)
+    tally.observe(Hist.TPOT, klass, tpot, measured & has_gaps)
+    tally.observe(Hist.NORMALISED, klass, e2e / output, measured)
+    good = measured & (ttft <= params.slo_ttft_us[klass].astype(jnp.float32))
+    good &= ~has_gaps | (tpot <= params.slo_tpot_us[klass].astype(jnp.float32))
+    good &= e2e <= params.slo_e2e_us[klass].astype(jnp.float32)
+    is_class = jnp.arange(event.static.num_classes) == klass
+    metrics = event.state.metrics
+    event.state = event.state.replace(
+        metrics=metrics.replace(
+            class_finished=metrics.class_finished + (is_class & measured),
+            class_good=metrics.class_good + (is_class & good),
+        )
+    )
+
+
+def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> None:
+    """Schedule the return of the program's next turn, or book the program as done."""
+    requests, tally, now = event.requests, event.tally, event.now
+    if not event.static.num_paused:
+        tally.count(Count.PROGRAMS_DONE, is_finish)
+        return
+    following = requests.next_turn[column[Col.REQUEST]]
+    ends = is_finish & (following < 0)
+    measured = ends & (event.measured(column) > 0)
+    jct = event.since(now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
+    tally.count(Count.PROGRAMS_DONE, ends)
+    tally.observe(Hist.JCT, column[Col.KLASS], jct, measured)
+
+    paused = event.state.paused
+    row = jnp.maximum(following, 0)
+    epoch, us = add_us(*event.stamp(now), requests.pause_epoch[row], requests.pause_us[row])
+    entry = first_slot(paused.request < 0)
+    returns = is_finish & (following >= 0)
+    lost = returns & (entry >= paused.request.shape[0])
+    at = (jnp.arange(paused.request.shape[0]) == entry) & returns
+    event.state = event.state.replace(
+        paused=paused.replace(
+            request=jnp.where(at, following, paused.request),
+            epoch=jnp.where(at, epoch, paused.epoch),
+            us=jnp.where(at, us, paused.us),
+            program_epoch=jnp.where(at, column[Col.PROGRAM_EPOCH], paused.program_epoch),
+            program_us=jnp.where(at, column[Col.PROGRAM_US], paused.program_us),
+        ),
+        flags=event.state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
+    )
+
+

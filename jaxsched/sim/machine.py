@@ -1,0 +1,214 @@
+"""The machine: one micro-step takes the earliest event of a lane, applies it, and forms what follows from it.
+
+A micro-step may take an arrival and, if nothing else comes before it, the instance event that follows; an instance event that
+needs several picks (two requests finish, two are admitted, one is preempted and another tried) takes several micro-steps at the same
+clock, during which the lane is locked to that instance. So every lane of a batch is always busy with its own next decision, whatever the
+others do. Event order and engine rules: docs/semantics.md.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from jaxsched.sim.admission import admission_step, refill_window
+from jaxsched.sim.arrivals import next_input_time, take_arrival, telemetry_tick
+from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
+from jaxsched.sim.close import close_step, drain_token
+from jaxsched.sim.event import Event, Tally, first_slot
+from jaxsched.sim.leave import book_run, let_one_leave
+from jaxsched.sim.params import SimParams
+from jaxsched.sim.requests import Requests
+from jaxsched.sim.running import running_pass
+from jaxsched.sim.state import Count, Flag, Instance, Phase, State, init_state
+from jaxsched.sim.static import SimStatic
+
+#: A lane waits for the rebase at the end of the chunk rather than take an event this late in its epoch (134 s of margin).
+HOLD_US = 2**31 - 2**27
+
+
+def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: State) -> tuple[State, dict]:
+    """Advance one lane by one micro-step. Returns the state and, if `static.trace`, what was decided."""
+    tally = Tally(static)
+    unlocked = state.locked < 0
+    limit = jnp.minimum(HOLD_US, relative_us(params.horizon_epoch, params.horizon_us, state.epoch))
+
+    arrival, after_arrival, returning = next_input_time(static, requests, state)
+    t_input = jnp.minimum(arrival, returning)
+    t_event = jnp.min(state.next_event)
+    ticks = jnp.bool_(False)
+    if static.delayed_view:
+        pending = jnp.minimum(t_input, t_event)
+        ticks = unlocked & (pending != NEVER_US) & (state.next_tick <= pending) & (state.next_tick <= limit)
+        state = telemetry_tick(static, params, state, ticks)
+    arrives = unlocked & ~ticks & (t_input <= t_event) & (t_input <= limit)
+    program_first = arrival <= returning
+    state = take_arrival(static, params, requests, state, tally, arrives, program_first, t_input)
+
+    # The instance event, unless another input comes first (inputs precede instance events of the same time).
+    t_other = jnp.where(arrives, jnp.where(program_first, jnp.minimum(after_arrival, returning), -(2**31)), t_input)
+    t_event = jnp.min(state.next_event)
+    begins = unlocked & ~ticks & (t_event < t_other) & (t_event <= limit) & (t_event < state.next_tick)
+    active = begins | ~unlocked
+    m = jnp.where(unlocked, first_slot(state.next_event == t_event), state.locked)
+    now = jnp.where(begins, t_event, state.now)
+    phase = jnp.where(begins, int(Phase.EVENT), state.phase)
+    stalled = jnp.where(begins & (now > state.now) | arrives | ticks, 0, state.stalled + active)
+    stuck = stalled > static.stall_limit
+    state = state.replace(
+        now=now, stalled=stalled, flags=state.flags | jnp.where(stuck, int(Flag.LIVELOCK), 0)
+    )
+    active &= ~stuck
+    tally.count(Count.MICRO_STEPS, active | arrives | ticks)
+
+    event = Event.load(static, params, requests, state, tally, m, now)
+    next_phase = _instance_event(event, active, begins & active, phase)
+    state = event.store()
+    if static.trace:
+        event.note(active=active, now=now, instance=m, order=event.slots.order, waiting_after=event.inst.waiting)
+        event.note(free_after=event.inst.free, phase=next_phase, requests=state.request[m, :, 0])
+    locked = active & (next_phase >= 0)
+    state = state.replace(
+        locked=jnp.where(active, jnp.where(locked, m, -1), state.locked),
+        phase=jnp.where(active, jnp.maximum(next_phase, 0), state.phase),
+        metrics=tally.book(state.metrics),
+    )
+    return state, (event.trace or {})
+
+
+def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, ""], phase: Array) -> Array:
+    """One micro-step of an instance event. Returns the phase to go on with, or -1 when the event is over."""
+    static, inst = event.static, event.inst
+    scheduler = static.scheduler
+    book_run(event, begins)
+    if scheduler.asynchronous:
+        younger = jnp.where(inst.in_flight > 0, inst.end_last, NEVER_US)
+        at = jnp.where(begins, event.m, static.num_instances)
+        event.state = event.state.replace(next_event=event.state.next_event.at[at].set(younger, mode="drop"))
+
+    more_leave = let_one_leave(event, active & (phase <= Phase.LEAVE))
+    ready = active & ~more_leave & (phase != Phase.DRAIN)
+    more_refill = jnp.bool_(False)
+    if scheduler.order is not None:
+        more_refill = refill_window(event, ready & (phase <= Phase.REFILL))
+        overflow = ready & (phase <= Phase.REFILL) & ~more_refill & (inst.length > 0)
+        flags = event.state.flags | jnp.where(overflow, int(Flag.WINDOW_OVERFLOW), 0)
+        event.state = event.state.replace(flags=flags)
+        ready &= ~more_refill
+    _begin_call(event, ready & (phase <= Phase.REFILL))
+
+    if scheduler.family == "v0":  # admissions first; decodes only if nobody came in
+        in_admit = ready & (phase != Phase.RUN)
+        again, displacing, blocked = admission_step(event, in_admit, jnp.bool_(False))
+        in_run = (in_admit & ~again & (event.state.admitted == 0)) | (ready & (phase == Phase.RUN))
+        more_run = running_pass(event, in_run)
+        closes = ready & ~again & ~more_run
+    else:
+        in_run = ready & (phase <= Phase.RUN)
+        more_run = running_pass(event, in_run)
+        in_admit = ready & ~more_run
+        again, displacing, blocked = admission_step(event, in_admit, phase <= Phase.DISPLACE)
+        closes = in_admit & ~again
+    again &= in_admit
+
+    formed = close_step(event, closes, blocked)
+    in_drain = formed | (active & (phase == Phase.DRAIN))
+    more_drain = drain_token(event, in_drain)
+    # An empty call that preempted is followed by another; an asynchronous engine fills its second place at once.
+    repeat = closes & ~formed & (event.state.preempted > 0) & (event.inst.in_flight == 0)
+    if scheduler.asynchronous:
+        repeat |= in_drain & ~more_drain & (event.inst.in_flight < 2)
+
+    result = jnp.int32(-1)
+    for condition, value in (
+        (repeat, Phase.REFILL), (more_drain, Phase.DRAIN), (again, Phase.ADMIT), (again & displacing, Phase.DISPLACE),
+        (more_run, Phase.RUN), (more_refill, Phase.REFILL), (more_leave, Phase.LEAVE),
+    ):  # fmt: skip
+        result = jnp.where(condition, int(value), result)
+    return result
+
+
+def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
+    """Registers of a schedule() call."""
+    state, inst, sched = event.state, event.inst, event.params.scheduler
+    in_system = inst.running + inst.waiting
+    adaptive = jnp.maximum(sched.long_prefill_threshold, sched.token_budget // jnp.maximum(in_system, 1))
+    threshold = jnp.where(sched.adaptive_threshold > 0, adaptive, sched.long_prefill_threshold)
+    on = (sched.long_prefill_threshold > 0) & (in_system > 1)
+    event.slots.chunk = jnp.where(begins, 0, event.slots.chunk)
+    unlimited = event.static.scheduler.family in ("orca", "static")
+    event.state = state.replace(
+        budget=jnp.where(begins, jnp.int32(2**30) if unlimited else sched.token_budget, state.budget),
+        preempted=jnp.where(begins, 0, state.preempted),
+        admitted=jnp.where(begins, 0, state.admitted),
+        was_idle=jnp.where(begins, (inst.running == 0).astype(jnp.int32), state.was_idle),
+        threshold=jnp.where(begins, jnp.where(on, threshold, 0), state.threshold),
+        cursor=jnp.where(begins, -1, state.cursor),
+        pending=jnp.where(begins, 0, state.pending),
+    )
+
+
+def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state: State) -> State:
+    """Between chunks: move to the next epoch when due, and fold counters so that none can overflow."""
+    arrival, _, returning = next_input_time(static, requests, state)
+    t_next = jnp.minimum(jnp.minimum(arrival, returning), jnp.min(state.next_event))
+    more = ~is_done(static, params, requests, state)
+    shift = (state.now >= EPOCH_US) | (more & (t_next > HOLD_US))
+
+    def back(t: Array) -> Array:
+        return jnp.where(shift & (t != NEVER_US), t - EPOCH_US, t)
+
+    tick = state.next_tick
+    if static.delayed_view:
+        # Nothing runs in an idle gap, so its ticks change nothing: skip to the last one before the next event.
+        idle = shift & (state.now < EPOCH_US)
+        skipped = tick + params.view_delay_us * (jnp.maximum(EPOCH_US - tick, 0) // params.view_delay_us)
+        tick = jnp.where(idle, jnp.maximum(tick, skipped), tick)
+    metrics = state.metrics
+    total = metrics.area[:, 0] + metrics.area[:, 1]
+    rest = metrics.area[:, 1] - (total - metrics.area[:, 0])
+    # run_start and end_last are per-instance times in the packed vector.
+    instance = state.instance
+    for name in ("run_start", "end_last"):
+        column = tuple(Instance.__dataclass_fields__).index(name)
+        instance = instance.at[:, column].add(jnp.where(shift, -EPOCH_US, 0))
+    return state.replace(
+        epoch=state.epoch + shift,
+        now=jnp.where(shift, jnp.maximum(state.now - EPOCH_US, -EPOCH_US), state.now),
+        next_event=back(state.next_event),
+        run_ends=back(state.run_ends),
+        next_tick=back(tick),
+        instance=instance,
+        metrics=metrics.replace(
+            counts=metrics.counts & (2**30 - 1),
+            counts_high=metrics.counts_high + (metrics.counts >> 30),
+            area=jnp.stack([total, rest], axis=1),
+        ),
+    )
+
+
+def is_done(static: SimStatic, params: SimParams, requests: Requests, state: State) -> Bool[Array, ""]:
+    """No further event: drained, past the horizon, or stopped by the watchdog."""
+    arrival, _, returning = next_input_time(static, requests, state)
+    t_next = jnp.minimum(jnp.minimum(arrival, returning), jnp.min(state.next_event))
+    horizon = relative_us(params.horizon_epoch, params.horizon_us, state.epoch)
+    pending = (state.arrivals < requests.num_programs) | jnp.any(state.next_event != NEVER_US)
+    if static.num_paused:
+        pending |= jnp.any(state.paused.request >= 0)
+    beyond = (t_next > horizon) & (horizon != NEVER_US)
+    livelock = (state.flags & int(Flag.LIVELOCK)) != 0
+    return ((state.locked < 0) & (~pending | beyond)) | livelock
+
+
+def advance(static: SimStatic, params: SimParams, requests: Requests, state: State, num_micro_steps: int) -> State:
+    """Advance one lane by a chunk of micro-steps (a lane that is done stays as it is)."""
+
+    def body(carry: State, _) -> tuple[State, None]:
+        return micro_step(static, params, requests, carry)[0], None
+
+    state, _ = jax.lax.scan(body, state, None, length=num_micro_steps)
+    return end_of_chunk(static, params, requests, state)
+
+
+__all__ = ["advance", "end_of_chunk", "init_state", "is_done", "micro_step"]

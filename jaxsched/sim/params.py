@@ -1,0 +1,43 @@
+"""Traced parameters of the machine: everything a sweep may vary with `vmap` without a new compilation."""
+
+from __future__ import annotations
+
+from flax import struct
+from jaxtyping import Array, Int
+
+from jaxsched.timing.step_time import StepTimeParams
+
+
+@struct.dataclass
+class SchedulerParams:
+    """Knobs of one engine's schedule(); all int32. Names as in vLLM's SchedulerConfig."""
+
+    token_budget: Int[Array, ""]  # max_num_batched_tokens; the chunk size of sarathi
+    max_num_seqs: Int[Array, ""]  # requests admitted at a time
+    long_prefill_threshold: Int[Array, ""]  # longest chunk of one request per step, 0 = off
+    adaptive_threshold: Int[Array, ""]  # 1: raise the threshold to budget / (running + waiting)
+    chunked_prefill: Int[Array, ""]  # 0: a prompt is scheduled whole or waits
+    reserve_full_isl: Int[Array, ""]  # 1: admit only if the whole known sequence fits
+    watermark_blocks: Int[Array, ""]  # blocks kept free at admission
+    max_model_len: Int[Array, ""]  # tokens; what `orca` and `static` reserve
+    order: Int[Array, " k"]  # parameters of the order head, see the policy's file
+
+
+@struct.dataclass
+class SimParams:
+    """Parameters of one lane."""
+
+    timing: StepTimeParams
+    scheduler: SchedulerParams
+    usable_blocks: Int[Array, " m"]  # KV blocks of each instance (the engine's pool without its null block)
+    max_queue: Int[Array, ""]  # waiting requests per instance beyond which arrivals are rejected, 0 = only the FIFO's capacity
+    view_delay_us: Int[Array, ""]  # age limit of the routers' view (period of the telemetry ticks), below 2^29
+    seed: Int[Array, ""]  # of hashed routing decisions
+    timeout_us: Int[Array, " c"]  # per class, 0 = none, below 2^30
+    slo_ttft_us: Int[Array, " c"]  # per class, 2^31 - 1 = none
+    slo_tpot_us: Int[Array, " c"]
+    slo_e2e_us: Int[Array, " c"]
+    measure_from: Int[Array, ""]  # programs [measure_from, measure_to) are the measured cohort
+    measure_to: Int[Array, ""]
+    horizon_epoch: Int[Array, ""]  # no event after this time is taken
+    horizon_us: Int[Array, ""]

@@ -1,0 +1,175 @@
+"""The running pass of schedule(): tokens for admitted requests, and preemption until their KV blocks fit.
+
+One victim per micro-step. Releasing victims before anything is allocated, until the whole pass fits, gives the same survivors as the
+engine's request-by-request loop when victims come from the end of the list: a victim leaves only if the blocks needed
+by all before it exceed what is free, and then the pass as a whole does not fit either; conversely, as long as the pass does not
+fit, some request fails and takes the last as its victim. `_ordered` does not use this and follows the list.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxsched.sim.event import Event, ceil_blocks, count, set_where, slot_with
+from jaxsched.sim.state import WAITING, Col, Count
+
+
+def running_pass(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Schedule the admitted requests. Returns whether the pass must go on in another micro-step (it preempted)."""
+    family = event.static.scheduler.family
+    if family in ("orca", "static"):
+        _decode_reserved(event, active)
+        return jnp.bool_(False)
+    if family in ("sarathi", "v0"):
+        return _decodes_then_chunk(event, active)
+    if event.static.ordered_budget:
+        return _ordered(event, active)
+    return _list(event, active)
+
+
+def _accept(event: Event, active: Bool[Array, ""], tokens: Int[Array, " s"], need: Int[Array, " s"]) -> None:
+    slots, inst, state = event.slots, event.inst, event.state
+    slots.chunk = jnp.where(active & event.running_mask, tokens, slots.chunk)
+    inst.free = inst.free - jnp.where(active, jnp.sum(need), 0)
+    event.state = state.replace(budget=state.budget - jnp.where(active, jnp.sum(tokens), 0))
+
+
+def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """V1 when the budget cannot run out among decodes: at most the last admitted request has more than one token left."""
+    slots, inst = event.slots, event.inst
+    running = event.running_mask
+    left = jnp.where(running, slots.known - slots.computed, 0)
+    if event.static.scheduler.asynchronous:
+        left = jnp.where(slots.known == slots.goal, 0, left)  # its last token is in flight
+    single = left == 1
+    rest = jnp.maximum(event.state.budget - count(single), 0)
+    tokens = jnp.where(single, 1, jnp.minimum(left, rest))
+    need = jnp.where(running, ceil_blocks(event.static, slots.computed + tokens) - ceil_blocks(event.static, slots.computed), 0)  # fmt: skip
+    pressure = active & (jnp.sum(need) > inst.free)
+    _accept(event, active & ~pressure, tokens, need)
+    preempt(event, slot_with(running, slots.order, largest=True), pressure, memory=True)
+    return pressure
+
+
+def _decodes_then_chunk(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Sarathi-Serve and vLLM V0: decodes first, each must see a free block; then the unfinished prefill (sarathi only)."""
+    slots, inst = event.slots, event.inst
+    running = event.running_mask
+    left = slots.known - slots.computed
+    decodes = running & (left == 1) & (slots.known > slots.prompt)
+    need = jnp.where(decodes, event.held_blocks(slots.computed + 1, slots.aux) - event.held_blocks(slots.computed, slots.aux), 0)  # fmt: skip
+    last = slot_with(decodes, slots.order, largest=True)
+    before_last = jnp.sum(need) - event.at(need, last)
+    pressure = active & jnp.any(decodes) & (before_last >= inst.free)
+    rest = jnp.maximum(event.state.budget - count(decodes), 0)
+    chunk = jnp.where(running & ~decodes, jnp.minimum(left, rest), 0)
+    _accept(event, active & ~pressure, jnp.where(decodes, 1, chunk), need)
+    preempt(event, slot_with(running, slots.order, largest=True), pressure, memory=True)
+    return pressure
+
+
+def _decode_reserved(event: Event, active: Bool[Array, ""]) -> None:
+    """Orca and static batching: blocks for the longest output were taken at admission, so a decode always fits."""
+    running = event.running_mask
+    _accept(event, active, running.astype(jnp.int32), jnp.zeros_like(event.slots.order))
+
+
+def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """V1 in list order, request by request: long-prefill threshold, priority victims, budgets below the running count.
+
+    `cursor` is the admission number up to which the pass has come; `pending` the fixed token count of the request that waits
+    for blocks. Prefix sums in list order are sums over pairs of slots.
+    """
+    static, slots, inst, state = event.static, event.slots, event.inst, event.state
+    running = event.running_mask
+    open_ = running & (slots.order > state.cursor)
+    left = slots.known - slots.computed
+    if static.scheduler.asynchronous:
+        left = jnp.where(slots.known == slots.goal, 0, left)
+    want = jnp.where(open_, jnp.where(state.threshold > 0, jnp.minimum(left, state.threshold), left), 0)
+    pending = (state.pending > 0) & open_ & (slots.order == jnp.min(jnp.where(open_, slots.order, 2**31 - 1)))
+    earlier = slots.order[None, :] < slots.order[:, None]
+
+    def sum_before(values: Int[Array, " s"]) -> Int[Array, " s"]:
+        return jnp.sum(jnp.where(earlier, values[None, :], 0), axis=1)
+
+    want_fixed = jnp.where(pending, state.pending, want)
+    room = state.budget - sum_before(want_fixed)
+    tokens = jnp.where(pending, state.pending, jnp.clip(room, 0, want))
+    need = jnp.where(tokens > 0, ceil_blocks(static, slots.computed + tokens) - ceil_blocks(static, slots.computed), 0)
+    fails = open_ & (tokens > 0) & (sum_before(need) + need > inst.free)
+    failing = slot_with(fails, slots.order)
+    pressure = active & jnp.any(fails)
+    failing_order = jnp.where(pressure, event.at(slots.order, failing), 2**31 - 1)
+    accepted = open_ & (slots.order < failing_order)
+    slots.chunk = jnp.where(active & accepted, tokens, slots.chunk)
+    inst.free = inst.free - jnp.where(active, jnp.sum(jnp.where(accepted, need, 0)), 0)
+    budget = state.budget - jnp.where(active, jnp.sum(jnp.where(accepted, tokens, 0)), 0)
+    event.state = state.replace(budget=budget)
+
+    victim = _priority_victim(event, running) if static.scheduler.priority_victims else slot_with(running, slots.order, largest=True)  # fmt: skip
+    itself = victim == failing
+    event.state = event.state.replace(
+        cursor=jnp.where(pressure, jnp.where(itself, failing_order, failing_order - 1), state.cursor),
+        pending=jnp.where(pressure & ~itself, event.at(tokens, failing), jnp.where(active, 0, state.pending)),
+    )
+    preempt(event, victim, pressure, memory=True)
+    return pressure
+
+
+def _priority_victim(event: Event, running: Bool[Array, " s"]) -> Int[Array, ""]:
+    """Largest (priority, arrival time); ties to the first in the running list."""
+    columns = event.state.request[event.m]
+    mask = running
+    for column in (Col.PRIORITY, Col.ARRIVAL_EPOCH, Col.ARRIVAL_US):
+        key = columns[:, column]
+        mask &= key == jnp.max(jnp.where(mask, key, -(2**31)))
+    return slot_with(mask, event.slots.order)
+
+
+def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory: bool) -> None:
+    """Take a running request out: blocks freed, progress dropped, outputs kept, back into the waiting queue.
+
+    Tokens it was given in this call go back to the budget. `memory`: under memory pressure, which closes admission for this call.
+    """
+    static, slots, inst, state = event.static, event.slots, event.inst, event.state
+    mask = (event.index == slot) & active
+    computed, given = event.at(slots.computed, slot), jnp.abs(event.at(slots.chunk, slot))
+    held = event.held_blocks(computed + given, event.at(slots.aux, slot))
+    prompt = event.at(slots.prompt, slot)
+    column = event.column(slot)
+    inst.free = inst.free + jnp.where(active, held, 0)
+    inst.running = inst.running - active
+    inst.waiting = inst.waiting + active
+    inst.waiting_blocks = inst.waiting_blocks + jnp.where(active, ceil_blocks(static, prompt), 0)
+    event.state = state.replace(
+        budget=state.budget + jnp.where(active, given, 0),
+        preempted=jnp.where(active & memory, 1, state.preempted),
+    )
+    # Time of its last token (asynchronous: of the one in flight): `last` holds it modulo 2^31, less than a turn ago.
+    last = event.at(slots.last, slot)
+    behind = (event.wrapped(event.now) - last) & (2**31 - 1)
+    ahead = (last - event.wrapped(event.now)) & (2**31 - 1)
+    last_time = jnp.where(ahead < 2**29, event.now + ahead, event.now - behind)
+    stamp = event.stamp(last_time)
+    column = column.at[Col.PREEMPTIONS].add(1).at[Col.LOST_TOKENS].add(computed)
+    never = (last < 0) | (event.at(slots.known, slot) == prompt)
+    column = column.at[Col.LAST_EPOCH].set(jnp.where(never, column[Col.LAST_EPOCH], stamp[0]))
+    column = column.at[Col.LAST_US].set(jnp.where(never, column[Col.LAST_US], stamp[1]))
+    event.write_column(slot, column, active)
+    slots.order = set_where(mask, WAITING, slots.order)
+    slots.computed = set_where(mask, 0, slots.computed)
+    slots.chunk = set_where(mask, 0, slots.chunk)
+    slots.last = set_where(mask, -1, slots.last)
+    if static.reserves_blocks:
+        slots.aux = set_where(mask, 0, slots.aux)
+    if static.scheduler.order is None:
+        head = (inst.head - 1) & (static.queue_capacity - 1)
+        at = jnp.where(active, head, static.queue_capacity)
+        event.state = event.state.replace(queue=event.state.queue.at[event.m, at, 0].set(-(slot + 1), mode="drop"))
+        inst.head = jnp.where(active, head, inst.head)
+        inst.length = inst.length + active
+    event.tally.count(Count.PREEMPTIONS, active)
+    event.tally.count(Count.RECOMPUTED_TOKENS, jnp.where(active, computed, 0))
+    event.note(preempted=jnp.where(active, column[Col.REQUEST], -1))

@@ -1,0 +1,279 @@
+"""The state of one lane (one simulated cluster), a pytree of int32 and float32 arrays.
+
+Layout follows cost on CPU and GPU alike: an event touches one instance, so what whole-row expressions read is `slots`
+``[instances, fields, slots]`` (one contiguous slice per event); what only single requests need is `request` ``[instances, slots,
+columns]`` (one column per event); per-instance scalars are one vector each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jaxsched.metrics.histogram import NUM_BINS
+from jaxsched.sim.clock import NEVER_US
+from jaxsched.sim.params import SimParams
+from jaxsched.sim.static import SimStatic
+
+EMPTY, WAITING, DEAD = -1, -2, -3  # values of the `order` field below zero; >= 0: running, admission number
+
+
+class Col(enum.IntEnum):
+    """Columns of `State.request`."""
+
+    REQUEST = 0  # row of the Requests table
+    OUTPUT = 1
+    ARRIVAL_EPOCH = 2
+    ARRIVAL_US = 3
+    KLASS = 4
+    PRIORITY = 5
+    PREDICTED = 6
+    SEQUENCE = 7
+    TTFT_US = 8  # saturates at 2^31 - 1
+    LAST_EPOCH = 9  # time of the last token when preempted
+    LAST_US = 10
+    PREEMPTIONS = 11
+    LOST_TOKENS = 12  # computed tokens thrown away by preemptions
+    PROGRAM_EPOCH = 13  # arrival of the program
+    PROGRAM_US = 14
+    MEASURED = 15
+
+
+class Fate(enum.IntEnum):
+    """What became of a turn."""
+
+    NEVER_ARRIVED = 0
+    UNFINISHED = 1
+    FINISHED = 2
+    REJECTED_SIZE = 3
+    REJECTED_QUEUE = 4
+    TIMED_OUT = 5
+
+
+class Flag(enum.IntFlag):
+    """Conditions that stop a lane or void a claim of exactness; always reported."""
+
+    LIVELOCK = 1  # the watchdog saw no progress of the clock
+    PAUSED_OVERFLOW = 2  # more paused programs than `num_paused`: programs were cut short
+    WINDOW_OVERFLOW = 4  # an ordered queue held requests outside its window (they were not compared)
+    STUCK = 8  # an idle instance with waiting requests that can never be admitted
+
+
+class Phase(enum.IntEnum):
+    """Where an instance event that needs several micro-steps stands."""
+
+    EVENT = 0
+    LEAVE = 1  # finish or abort the next request
+    REFILL = 2  # move the next request from the FIFO to a slot (ordered queues)
+    RUN = 3  # running pass: preempt until it fits
+    DISPLACE = 4  # preemptive orders: make room for the best waiting request
+    ADMIT = 5  # admit the next waiting request
+    DRAIN = 6  # book the next token whose gap is its own
+
+
+class Hist(enum.IntEnum):
+    """Histograms kept per class (TBT: all under class 0)."""
+
+    TTFT = 0
+    TPOT = 1
+    TBT = 2
+    TTST = 3
+    E2E = 4
+    QUEUE = 5
+    NORMALISED = 6
+    JCT = 7
+
+
+class Count(enum.IntEnum):
+    """Event counters."""
+
+    ARRIVED = 0
+    FINISHED = 1
+    REJECTED_SIZE = 2
+    REJECTED_QUEUE = 3
+    TIMED_OUT = 4
+    PREEMPTIONS = 5
+    RECOMPUTED_TOKENS = 6
+    SCHEDULED_TOKENS = 7
+    OUTPUT_TOKENS = 8
+    ENGINE_STEPS = 9
+    BUSY_US = 10
+    PROGRAMS_DONE = 11
+    QUEUED = 12  # arrivals that found every slot taken and waited in the FIFO
+    MEASURED_ARRIVED = 13
+    MICRO_STEPS = 14
+
+
+@dataclasses.dataclass
+class Slots:
+    """Whole-row fields of one instance, each ``[slots]``; `State.slots` stacks them."""
+
+    computed: Int[Array, " s"]  # tokens whose KV is held or scheduled
+    known: Int[Array, " s"]  # prompt + outputs so far (asynchronous: including the one in flight)
+    goal: Int[Array, " s"]  # prompt + all outputs
+    prompt: Int[Array, " s"]
+    order: Int[Array, " s"]  # admission number; EMPTY, WAITING or DEAD below zero
+    chunk: Int[Array, " s"]  # tokens in the step that executes; negative: this chunk yields no output token
+    last: Int[Array, " s"]  # time of the last token modulo 2^31 us, -1 = none yet
+    aux: Int[Array, " s"]  # asynchronous: number of the step of its last token; reserving engines: reserved blocks
+
+
+@dataclasses.dataclass
+class Instance:
+    """Scalars of one instance; `State.instance` stacks them."""
+
+    free: Int[Array, ""]  # free KV blocks (first: `init_state` relies on it)
+    running: Int[Array, ""]
+    waiting: Int[Array, ""]
+    head: Int[Array, ""]  # FIFO position of the first entry (wraps)
+    length: Int[Array, ""]  # FIFO entries
+    admissions: Int[Array, ""]  # next admission number
+    in_flight: Int[Array, ""]  # steps scheduled and not ended: 0, 1 (2 when asynchronous)
+    end_last: Int[Array, ""]  # end of the last scheduled step (asynchronous)
+    steps: Int[Array, ""]  # steps scheduled so far
+    bulk: Int[Array, ""]  # requests whose first gap of this run is `bulk_gap`
+    bulk_gap: Int[Array, ""]  # us
+    emits: Int[Array, ""]  # requests that get a token at each step of this run
+    token_time: Int[Array, ""]  # time of the last step that decoded, modulo 2^31
+    run_start: Int[Array, ""]  # start of the executing run, relative to the epoch
+    work: Int[Array, ""]  # predicted tokens of unfinished requests
+    waiting_blocks: Int[Array, ""]  # blocks of waiting prompts
+
+
+@struct.dataclass
+class Paused:
+    """Programs between two turns."""
+
+    request: Int[Array, " p"]  # row of the next turn, -1 = free entry
+    epoch: Int[Array, " p"]  # when it arrives
+    us: Int[Array, " p"]
+    program_epoch: Int[Array, " p"]
+    program_us: Int[Array, " p"]
+
+
+@struct.dataclass
+class Metrics:
+    """Accumulated measurements of a lane. Definitions: docs/metrics.md."""
+
+    histograms: Int[Array, "c h b"]
+    counts: Int[Array, " k"]  # low 30 bits
+    counts_high: Int[Array, " k"]  # multiples of 2^30
+    class_finished: Int[Array, " c"]  # measured requests that finished
+    class_good: Int[Array, " c"]  # ... and met every SLO of their class
+    area: Float[Array, "2 2"]  # (batch x us, used blocks x us) x (high, low part)
+
+
+@struct.dataclass
+class Record:
+    """Every turn's life, on demand; -1 = not reached. Times are (epoch, us)."""
+
+    fate: Int[Array, " n"]
+    instance: Int[Array, " n"]
+    arrival: Int[Array, "n 2"]
+    first_scheduled: Int[Array, "n 2"]
+    first_token: Int[Array, "n 2"]
+    finish: Int[Array, "n 2"]
+    preemptions: Int[Array, " n"]
+    scheduled_tokens: Int[Array, " n"]
+
+
+@struct.dataclass
+class State:
+    """One lane."""
+
+    epoch: Int[Array, ""]
+    now: Int[Array, ""]  # us since the start of `epoch`
+    next_event: Int[Array, " m"]  # next event of each instance, relative to `epoch`; NEVER_US = idle
+    run_ends: Int[Array, "m k"]  # end of each step of the executing run; NEVER_US behind the last
+    run_used: Int[Array, "m k"]  # KV blocks used during each step of the run (only if the router reads them)
+    slots: Int[Array, "m 8 s"]  # the fields of `Slots`, in their order
+    request: Int[Array, "m s 16"]  # columns: `Col`
+    instance: Int[Array, "m i"]  # the fields of `Instance`, in their order
+    queue: Int[Array, "m q w"]  # FIFO entries: request row, or -(slot + 1) for a preempted one; wider with sessions
+    paused: Paused
+    arrivals: Int[Array, ""]  # programs that have arrived
+    sequence: Int[Array, ""]  # turns that have arrived
+    next_tick: Int[Array, ""]  # next telemetry tick, relative to `epoch`
+    view: Int[Array, "5 m"]  # the routers' delayed view
+    locked: Int[Array, ""]  # instance whose event is under way, -1 = none
+    phase: Int[Array, ""]
+    budget: Int[Array, ""]  # tokens left in the schedule() call under way
+    preempted: Int[Array, ""]  # 1: this call preempted under memory pressure
+    admitted: Int[Array, ""]  # requests this call admitted
+    was_idle: Int[Array, ""]  # 1: nothing ran when the call began
+    threshold: Int[Array, ""]  # long-prefill cap of this call
+    cursor: Int[Array, ""]  # ordered budget: admission number up to which the running pass has come
+    pending: Int[Array, ""]  # ordered budget: tokens of the request being tried, 0 = none
+    stalled: Int[Array, ""]  # micro-steps since the clock moved
+    flags: Int[Array, ""]
+    metrics: Metrics
+    record: Record
+
+
+#: Values of an empty slot: harmless in every whole-row expression.
+EMPTY_SLOT = dict(computed=0, known=0, goal=1, prompt=0, order=EMPTY, chunk=0, last=-1, aux=0)
+
+QUEUE_WIDTH_SESSIONS = 6  # entry, sequence, arrival (epoch, us), program arrival (epoch, us)
+
+
+def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
+    """An empty cluster at time 0."""
+    m, s, k = static.num_instances, static.num_slots, static.run_steps
+    zeros = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
+    full = lambda value, *shape: jnp.full(shape, value, jnp.int32)  # noqa: E731
+    n = num_requests if static.record else 0
+    return State(
+        epoch=zeros(),
+        now=zeros(),
+        next_event=full(NEVER_US, m),
+        run_ends=full(NEVER_US, m, k),
+        run_used=zeros(m, k if static.route_by_blocks else 0),
+        slots=jnp.stack([full(EMPTY_SLOT[name], m, s) for name in Slots.__dataclass_fields__], axis=1),
+        request=zeros(m, s, len(Col)),
+        instance=zeros(m, len(Instance.__dataclass_fields__)).at[:, 0].set(params.usable_blocks),
+        queue=zeros(m, static.queue_capacity, QUEUE_WIDTH_SESSIONS if static.num_paused else 1),
+        paused=Paused(
+            request=full(-1, static.num_paused),
+            epoch=zeros(static.num_paused),
+            us=zeros(static.num_paused),
+            program_epoch=zeros(static.num_paused),
+            program_us=zeros(static.num_paused),
+        ),
+        arrivals=zeros(),
+        sequence=zeros(),
+        next_tick=jnp.asarray(params.view_delay_us, jnp.int32) if static.delayed_view else full(NEVER_US),
+        view=zeros(5, m),
+        locked=full(-1),
+        phase=zeros(),
+        budget=zeros(),
+        preempted=zeros(),
+        admitted=zeros(),
+        was_idle=zeros(),
+        threshold=zeros(),
+        cursor=zeros(),
+        pending=zeros(),
+        stalled=zeros(),
+        flags=zeros(),
+        metrics=Metrics(
+            histograms=zeros(static.num_classes, len(Hist), NUM_BINS),
+            counts=zeros(len(Count)),
+            counts_high=zeros(len(Count)),
+            class_finished=zeros(static.num_classes),
+            class_good=zeros(static.num_classes),
+            area=jnp.zeros((2, 2), jnp.float32),
+        ),
+        record=Record(
+            fate=zeros(n),
+            instance=full(-1, n),
+            arrival=full(-1, n, 2),
+            first_scheduled=full(-1, n, 2),
+            first_token=full(-1, n, 2),
+            finish=full(-1, n, 2),
+            preemptions=zeros(n),
+            scheduled_tokens=zeros(n),
+        ),
+    )

@@ -1,0 +1,73 @@
+"""Sizes and switches that fix the compiled program (hashable), as opposed to parameters, which are traced arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from jaxsched.sim.views import QueueView, RouterView
+
+#: order head: (parameters, view of one row) -> int32 key per slot, the smallest runs next,
+#: ties in arrival order.
+OrderHead = Callable[[jax.Array, QueueView], jax.Array]
+#: route head: (view of the cluster) -> index of the instance.
+RouteHead = Callable[[RouterView], jax.Array]
+
+FAMILIES = ("v1", "sarathi", "v0", "orca", "static")
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerSpec:
+    """The parts of a scheduler that change the program. Semantics: docs/semantics.md, sections 3, 4 and 6."""
+
+    name: str
+    family: str = "v1"  # one of FAMILIES: which schedule() is compiled
+    order: OrderHead | None = None  # None: FCFS deque (arrivals at the back, preempted at the front)
+    static_keys: bool = True  # keys of waiting requests cannot change while they wait
+    preemptive: bool = False  # a waiting request with a smaller key may displace a running one
+    priority_victims: bool = False  # memory pressure evicts the least important request, not the last admitted
+    asynchronous: bool = False  # one step ahead: schedule step k+1 when step k starts
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"unknown scheduler family {self.family!r}, expected one of {FAMILIES}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SimStatic:
+    """Everything that fixes array shapes and the compiled program."""
+
+    scheduler: SchedulerSpec
+    route: RouteHead
+    num_instances: int
+    num_slots: int  # requests an instance can hold besides its FIFO queue: running, preempted, and (ordered) candidates
+    queue_capacity: int = 1024  # FIFO entries per instance; a power of two
+    max_run_steps: int = 32  # longest run of decode steps taken as one event; 1 = step by step
+    block_size: int = 16  # tokens per KV block
+    num_paused: int = 0  # paused programs a lane can hold; 0 = every program has one turn
+    num_classes: int = 1
+    ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
+    timeouts: bool = False  # some class has a timeout
+    delayed_view: bool = False  # routers see the state of the last telemetry tick
+    route_by_blocks: bool = False  # the router reads KV use, so it must be exact inside runs
+    record: bool = False  # keep every request's life in the state
+    trace: bool = False  # emit every step's decisions (needs max_run_steps = 1)
+    stall_limit: int = 4096  # micro-steps without progress of the clock before the watchdog stops the lane
+
+    def __post_init__(self) -> None:
+        if self.queue_capacity & (self.queue_capacity - 1):
+            raise ValueError(f"queue_capacity must be a power of two, got {self.queue_capacity}")
+        if self.trace and self.max_run_steps != 1:
+            raise ValueError("trace needs max_run_steps = 1")
+
+    @property
+    def reserves_blocks(self) -> bool:
+        """Whether admission takes more blocks than the first chunk needs."""
+        return self.scheduler.family != "v1"
+
+    @property
+    def run_steps(self) -> int:
+        """Longest run compiled: asynchronous stepping decides every step on its own."""
+        return 1 if self.scheduler.asynchronous else self.max_run_steps

@@ -1,0 +1,37 @@
+"""What a decision head may look at. Heads get views, never the state, so that nothing unobservable leaks into a policy."""
+
+from __future__ import annotations
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+
+@struct.dataclass
+class QueueView:
+    """One instance's slots, for order heads."""
+
+    waiting_mask: Bool[Array, " s"]  # slot holds a request that waits for admission
+    running_mask: Bool[Array, " s"]  # slot holds an admitted request
+    known_tokens: Int[Array, " s"]  # prompt + outputs so far
+    computed_tokens: Int[Array, " s"]  # tokens whose KV is held (0 while waiting)
+    prompt_tokens: Int[Array, " s"]
+    predicted_tokens: Int[Array, " s"]  # predicted output tokens (not the truth, unless the scenario says error 0)
+    priority: Int[Array, " s"]  # lower = more important
+    sequence: Int[Array, " s"]  # arrival number in this lane: a FCFS key
+    wait_us: Float[Array, " s"]  # time since arrival
+
+
+@struct.dataclass
+class RouterView:
+    """The cluster as the router sees it: live, or as of the last telemetry tick."""
+
+    num_waiting: Int[Array, " m"]
+    num_running: Int[Array, " m"]
+    used_blocks: Int[Array, " m"]  # KV blocks held
+    waiting_blocks: Int[Array, " m"]  # blocks of the prompts that wait
+    work_tokens: Int[Array, " m"]  # prompt + predicted output tokens of unfinished requests
+    arrival_count: Int[Array, ""]  # arrivals routed before this one
+    hash0: Int[Array, ""]  # uniform non-negative int32, a function of (seed, request) only
+    hash1: Int[Array, ""]  # another one
+    prompt_tokens: Int[Array, ""]  # of the arriving request
+    predicted_tokens: Int[Array, ""]

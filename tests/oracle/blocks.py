@@ -1,0 +1,174 @@
+"""KV block pools: a count, and vLLM V1's block pool with its prefix cache.
+
+Both keep who holds what and answer the same questions. Rules of the prefix cache: shared/research/vllm_scheduler.md,
+sections 2 and 3 (vLLM 0.33.0: kv_cache_manager.py, block_pool.py), confirmed by the recordings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+
+from tests.oracle.data import Request
+
+
+def ceil_div(tokens: int, block_size: int) -> int:
+    return -(-tokens // block_size)
+
+
+@dataclass
+class Block:
+    """One block of the caching pool; `hash` is None unless the block can be found by content."""
+
+    index: int
+    ref: int = 0
+    hash: int | None = None
+
+
+@dataclass
+class Hit:
+    """What a lookup found: cached blocks from the request's start on, and how many of them are in the free queue."""
+
+    tokens: int = 0
+    blocks: list[Block] = field(default_factory=list)
+    num_evictable: int = 0
+
+
+class CountPool:
+    """Blocks without identity: how many are free and how many each request holds."""
+
+    def __init__(self, usable_blocks: int, block_size: int):
+        self.usable, self.block_size = usable_blocks, block_size
+        self.free = usable_blocks
+        self._held: dict[Request, int] = {}
+
+    def lookup(self, request: Request) -> Hit:
+        return Hit()
+
+    def held(self, request: Request) -> int:
+        return self._held.get(request, 0)
+
+    def needed(self, request: Request, tokens: int) -> int:
+        """Further blocks for the request's first `tokens` tokens."""
+        return max(0, ceil_div(tokens, self.block_size) - self.held(request))
+
+    def admit(self, request: Request, hit: Hit, tokens: int) -> None:
+        assert request not in self._held
+        self.grow(request, tokens)
+
+    def grow(self, request: Request, tokens: int) -> None:
+        extra = self.needed(request, tokens)
+        assert extra <= self.free
+        self.free -= extra
+        self._held[request] = self.held(request) + extra
+
+    def register(self, request: Request, tokens: int) -> None:
+        """Make the full blocks of the first `tokens` tokens findable (nothing to do without a cache)."""
+
+    def release(self, request: Request) -> None:
+        self.free += self._held.pop(request, 0)
+
+    def check(self, running: list[Request]) -> None:
+        """Conservation: only running requests hold blocks; free and held blocks make up the pool."""
+        assert set(self._held) <= set(running)
+        assert self.free >= 0 and self.free + sum(self._held.values()) == self.usable
+
+
+class CachingPool:
+    """Blocks with identity, found by the chained hash of all tokens up to the block's end."""
+
+    def __init__(self, usable_blocks: int, block_size: int):
+        self.usable, self.block_size = usable_blocks, block_size
+        self._blocks = [Block(i) for i in range(usable_blocks)]
+        # Front = next to be allocated.
+        self._free_queue: OrderedDict[int, Block] = OrderedDict((b.index, b) for b in self._blocks)
+        self._tables: dict[Request, list[Block]] = {}
+        self._num_registered: dict[Request, int] = {}
+        self._copies: dict[int, dict[int, Block]] = {}  # hash -> block index -> block, oldest first
+        self._hash_of: dict[tuple, int] = {}  # (hash of the block before, tokens) -> hash
+
+    @property
+    def free(self) -> int:
+        return len(self._free_queue)
+
+    def lookup(self, request: Request) -> Hit:
+        """The longest cached run of blocks, never all tokens: the last one is always recomputed."""
+        hit = Hit()
+        for i in range((request.num_tokens - 1) // self.block_size):
+            copies = self._copies.get(self._block_hash(request, i))
+            if not copies:
+                break
+            oldest = next(iter(copies.values()))
+            hit.blocks.append(oldest)
+            hit.tokens += self.block_size
+            hit.num_evictable += oldest.ref == 0
+        return hit
+
+    def held(self, request: Request) -> int:
+        return len(self._tables.get(request, ()))
+
+    def needed(self, request: Request, tokens: int) -> int:
+        return max(0, ceil_div(tokens, self.block_size) - self.held(request))
+
+    def admit(self, request: Request, hit: Hit, tokens: int) -> None:
+        assert request not in self._tables
+        for block in hit.blocks:
+            if block.ref == 0:
+                del self._free_queue[block.index]
+            block.ref += 1
+        self._tables[request] = list(hit.blocks)
+        self._num_registered[request] = len(hit.blocks)
+        self.grow(request, tokens)
+
+    def grow(self, request: Request, tokens: int) -> None:
+        for _ in range(self.needed(request, tokens)):
+            _, block = self._free_queue.popitem(last=False)
+            if block.hash is not None:  # eviction
+                del self._copies[block.hash][block.index]
+                block.hash = None
+            block.ref = 1
+            self._tables[request].append(block)
+
+    def register(self, request: Request, tokens: int) -> None:
+        num_full = tokens // self.block_size
+        for i in range(self._num_registered[request], num_full):
+            block = self._tables[request][i]
+            block.hash = self._block_hash(request, i)
+            self._copies.setdefault(block.hash, {})[block.index] = block  # no deduplication
+        self._num_registered[request] = max(self._num_registered[request], num_full)
+
+    def release(self, request: Request) -> None:
+        """Last block first: blocks without a hash go to the front of the free queue, the others to its end."""
+        self._num_registered.pop(request, None)
+        freed = []
+        for block in reversed(self._tables.pop(request, [])):
+            block.ref -= 1
+            if block.ref == 0:
+                freed.append(block)
+        for block in reversed([b for b in freed if b.hash is None]):
+            self._free_queue[block.index] = block
+            self._free_queue.move_to_end(block.index, last=False)
+        for block in freed:
+            if block.hash is not None:
+                self._free_queue[block.index] = block
+
+    def check(self, running: list[Request]) -> None:
+        """Conservation: a block is free or in the tables of as many running requests as it has references."""
+        assert set(self._tables) <= set(running)
+        refs = Counter(block.index for table in self._tables.values() for block in table)
+        assert all(self._blocks[i].ref == num for i, num in refs.items())
+        assert self.free + len(refs) == self.usable and self._free_queue.keys().isdisjoint(refs)
+
+    def _block_hash(self, request: Request, i: int) -> int:
+        hashes = request.block_hashes
+        while len(hashes) <= i:
+            start = len(hashes) * self.block_size
+            tokens = request.content[start : start + self.block_size]
+            assert len(tokens) == self.block_size
+            key = (hashes[-1] if hashes else -1, tuple(tokens))
+            hashes.append(self._hash_of.setdefault(key, len(self._hash_of)))
+        return hashes[i]
+
+
+def make_pool(usable_blocks: int, block_size: int, prefix_caching: bool) -> CountPool | CachingPool:
+    return (CachingPool if prefix_caching else CountPool)(usable_blocks, block_size)

@@ -1,0 +1,135 @@
+"""The cluster: arrivals, returns, ticks and instance events in the order of docs/semantics.md, section 1."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
+from tests.oracle.engine import Instance
+from tests.oracle.routing import Dispatcher
+
+TICK, ARRIVAL, RETURN, INSTANCE = range(4)  # the order of events at the same time
+
+
+@dataclass
+class Result:
+    """One episode. `steps[i]` = schedule() calls of instance i that scheduled or preempted something."""
+
+    records: list[Record]  # one per row of the workload
+    steps: list[list[StepLog]]
+    stuck: list[bool]  # instances left idle with requests waiting
+    smallest_gap: float  # closest ewsjf decision, relative; near 0 = float32 may decide otherwise
+    end_us: int  # time of the last event, 0 if there was none
+
+
+def simulate(
+    workload: Workload,
+    engine: EngineConfig,
+    step_time: StepTime,
+    *,
+    num_instances: int = 1,
+    router: RouterConfig | None = None,
+    uniform: Uniform | None = None,
+    until_us: int | None = None,
+) -> Result:
+    """Run until nothing is left to happen, or through all events with time <= `until_us`."""
+    cluster = _Cluster(workload, engine, step_time, num_instances, router or RouterConfig(), uniform)
+    end_us = 0
+    while (event := cluster.next_event()) is not None and (until_us is None or event[0] <= until_us):
+        cluster.take(event)
+        end_us = event[0]
+    cluster.check()
+    instances = cluster.instances
+    return Result(
+        records=cluster.records,
+        steps=[i.log for i in instances],
+        stuck=[i.next_event_us is None and bool(i.waiting) for i in instances],
+        smallest_gap=min(i.smallest_gap for i in instances),
+        end_us=end_us,
+    )
+
+
+Event = tuple[int, int, int]  # time, what, row or instance index: events are taken in this order
+
+
+class _Cluster:
+    def __init__(
+        self,
+        workload: Workload,
+        engine: EngineConfig,
+        step_time: StepTime,
+        num_instances: int,
+        router: RouterConfig,
+        uniform: Uniform | None,
+    ):
+        first_turns = workload.arrival_us[: workload.num_programs]
+        assert first_turns == sorted(first_turns), "programs must be in arrival order"
+        self.workload = workload
+        self.instances = [Instance(engine, step_time) for _ in range(num_instances)]
+        self.dispatcher = Dispatcher(router, self.instances, uniform)
+        self.records = [Record(row) for row in range(len(workload.prompt_tokens))]
+        self.returns: list[tuple[int, int]] = []  # heap of (time, row)
+        self.next_program = 0
+        self.next_tick_us = router.delay_us
+        self.num_joined = 0
+
+    def next_event(self) -> Event | None:
+        """The next event, or None when only ticks would be left."""
+        events: list[Event] = []
+        if self.next_program < self.workload.num_programs:
+            events.append((self.workload.arrival_us[self.next_program], ARRIVAL, self.next_program))
+        if self.returns:
+            time_us, row = self.returns[0]
+            events.append((time_us, RETURN, row))
+        for i, instance in enumerate(self.instances):
+            if instance.next_event_us is not None:
+                events.append((instance.next_event_us, INSTANCE, i))
+        if events and self.dispatcher.config.delay_us > 0:
+            events.append((self.next_tick_us, TICK, 0))
+        return min(events, default=None)
+
+    def take(self, event: Event) -> None:
+        now_us, what, index = event
+        if what == TICK:
+            self.dispatcher.tick()
+            self.next_tick_us += self.dispatcher.config.delay_us
+        elif what == ARRIVAL:
+            self.next_program += 1
+            self._arrive(index, now_us)
+        elif what == RETURN:
+            heapq.heappop(self.returns)
+            self._arrive(index, now_us)
+        else:
+            for request in self.instances[index].event(now_us):
+                turn = self.workload.next_turn[request.row]
+                if turn >= 0:
+                    heapq.heappush(self.returns, (now_us + self.workload.pause_us[turn], turn))
+
+    def _arrive(self, row: int, now_us: int) -> None:
+        workload, record = self.workload, self.records[row]
+        record.arrival_us = now_us
+        record.fate = "unfinished"
+        record.instance = self.dispatcher.route(row)
+        prompt = workload.prompt_tokens[row]
+        content = workload.prompt_content[row] if workload.prompt_content else [(("u", row), k) for k in range(prompt)]
+        request = Request(
+            row=row,
+            prompt_tokens=prompt,
+            output_tokens=workload.output_tokens[row],
+            predicted_tokens=workload.predicted_tokens[row],
+            klass=workload.klass[row],
+            priority=workload.priority[row],
+            arrival_us=now_us,
+            sequence=self.num_joined,
+            record=record,
+            content=list(content),
+            output_stream=workload.output_stream[row] if workload.output_stream else ("o", row),
+        )
+        self.instances[record.instance].arrive(request, now_us)
+        self.num_joined += record.fate == "unfinished"
+
+    def check(self) -> None:
+        """Every row that has arrived and is not over is in exactly one instance, the one it was routed to."""
+        inside = sorted((r.row, i) for i, inst in enumerate(self.instances) for r in inst.running + inst.waiting)
+        assert inside == [(r.row, r.instance) for r in self.records if r.fate == "unfinished"]

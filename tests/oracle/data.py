@@ -1,0 +1,168 @@
+"""Inputs and outputs of the reference: dataclasses of Python integers. Times are absolute integer microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Token = tuple[Any, int]  # (stream, offset): two tokens are the same token iff the pairs are equal
+StepLog = dict[str, Any]  # one line of a recording's steps.jsonl
+Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negative integer
+
+Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
+Order = Literal["fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf"]
+Router = Literal["round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work"]
+Fate = Literal["finished", "unfinished", "rejected_size", "rejected_queue", "timed_out", "never_arrived"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One engine. `order`, `asynchronous`, thresholds and caching concern kind "vllm" only (docs/semantics.md)."""
+
+    usable_blocks: int  # vLLM: num_gpu_blocks - 1 (the null block)
+    kind: Kind = "vllm"
+    order: Order = "fcfs"
+    asynchronous: bool = False
+    token_budget: int = 2048
+    max_num_seqs: int = 128
+    long_prefill_threshold: int = 0  # 0 = off
+    adaptive: bool = False
+    chunked_prefill: bool = True
+    watermark_blocks: int = 0  # vllm: only while something runs; vllm-v0 and sarathi: always; orca and static: never
+    reserve_full_isl: bool = True
+    block_size: int = 16
+    max_model_len: int = 32768  # what orca and static reserve per request
+    max_queue: int = 0  # 0 = unlimited
+    timeouts_us: tuple[int, ...] = ()  # per class, 0 = none; classes beyond the tuple have none
+    mlfq_quantum: int = 256
+    mlfq_levels: int = 4
+    ewsjf_step: int = 256
+    ewsjf_num_queues: int = 8
+    ewsjf_w: float = 1.0
+    prefix_caching: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind != "vllm" and (self.asynchronous or self.prefix_caching or self.order != "fcfs"):
+            raise ValueError(f"kind {self.kind!r} is synchronous, fcfs and without a prefix cache")
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """How arrivals are spread; `delay_us` = D, 0 = routers see the live state; `seed` feeds the default `uniform`."""
+
+    kind: Router = "round_robin"
+    delay_us: int = 0
+    seed: int = 0
+
+
+@dataclass
+class Workload:
+    """The columns of `jaxsched.sim.requests.Requests` as lists, with absolute times.
+
+    Rows ``[0, num_programs)`` are first turns in arrival order; the arrival of later turns is not read.
+    `prompt_content` and `output_stream` say what the tokens are, for the prefix cache only; absent: all unique.
+    """
+
+    num_programs: int
+    arrival_us: list[int]
+    prompt_tokens: list[int]
+    output_tokens: list[int]
+    predicted_tokens: list[int]
+    klass: list[int]
+    priority: list[int]
+    next_turn: list[int]  # -1 = last turn
+    pause_us: list[int]  # of a later turn: from the previous turn's finish to this arrival
+    prompt_content: list[list[Token]] | None = None
+    output_stream: list[Any] | None = None  # the k-th output token of row i is (output_stream[i], k)
+
+    @staticmethod
+    def simple(arrival_us: list[int], prompt_tokens: list[int], output_tokens: list[int], **columns: Any) -> Workload:
+        """One-turn programs of class and priority 0 with exact predictions, unless a column is given."""
+        num = len(arrival_us)
+        defaults: dict[str, Any] = {
+            "num_programs": num,
+            "predicted_tokens": list(output_tokens),
+            "klass": [0] * num,
+            "priority": [0] * num,
+            "next_turn": [-1] * num,
+            "pause_us": [0] * num,
+        }
+        return Workload(
+            arrival_us=arrival_us, prompt_tokens=prompt_tokens, output_tokens=output_tokens, **(defaults | columns)
+        )
+
+
+@dataclass(frozen=True)
+class StepFeatures:
+    """What a step-time model sees. `before` = tokens computed before the step, `n` = scheduled in it."""
+
+    total_tokens: int  # sum n
+    ctx: int  # sum before + n
+    num_decode: int  # rows with n == 1 and before > 0, so also a last chunk of one token
+    decode_ctx: int  # sum before + 1 of those
+    num_prefill: int  # all other rows
+    prefill_tokens: int
+    prefill_ctx: int  # sum before + n of the prefill rows
+    quad: int  # sum n * ((2 * before + n) >> 6) of the prefill rows
+
+
+StepTime = Callable[[StepFeatures], int]
+
+
+@dataclass
+class Record:
+    """One row's life; -1 = it did not happen. `instance` is where it was routed, also when rejected there."""
+
+    row: int
+    instance: int = -1
+    arrival_us: int = -1
+    first_scheduled_us: int = -1  # the schedule() call that first admitted it
+    first_token_us: int = -1
+    finish_us: int = -1
+    preemptions: int = 0
+    scheduled_tokens_total: int = 0  # recomputation included, refunded tokens not
+    cached_tokens_first: int = 0  # prefix-cache hit at the first admission
+    cached_tokens_total: int = 0
+    fate: Fate = "never_arrived"
+
+
+@dataclass(eq=False)
+class Request:
+    """A turn that has arrived. `sequence` counts the arrivals that joined a queue, cluster-wide."""
+
+    row: int
+    prompt_tokens: int
+    output_tokens: int
+    predicted_tokens: int
+    klass: int
+    priority: int
+    arrival_us: int
+    sequence: int
+    record: Record
+    content: list[Token]  # the prompt's tokens, then the outputs delivered (empty without prefix caching)
+    output_stream: Any
+    computed: int = 0  # tokens whose KV exists or is scheduled
+    delivered: int = 0  # output tokens processed
+    in_flight: int = 0  # output tokens of steps that have been scheduled and not yet processed
+    discarded: int = 0  # computed tokens lost to preemptions
+    is_running: bool = False
+    block_hashes: list[int] = field(default_factory=list)  # of the full blocks known so far (prefix caching)
+
+    @property
+    def gen(self) -> int:
+        """Output tokens as schedule() counts them: those in flight included."""
+        return self.delivered + self.in_flight
+
+    @property
+    def num_tokens(self) -> int:
+        return self.prompt_tokens + self.gen
+
+    @property
+    def wanted(self) -> int:
+        """Tokens left to schedule; none once the token in flight is the last."""
+        return 0 if self.gen == self.output_tokens else self.num_tokens - self.computed
+
+    @property
+    def is_over(self) -> bool:
+        return self.record.fate != "unfinished"

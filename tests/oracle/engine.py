@@ -1,0 +1,269 @@
+"""One instance: arrivals, steps in flight, outputs, preemption (docs/semantics.md, 1, 2, 5 and 6)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.oracle import other_engines, vllm_v1
+from tests.oracle.blocks import Hit, ceil_div, make_pool
+from tests.oracle.data import EngineConfig, Request, StepFeatures, StepLog, StepTime
+from tests.oracle.orders import choose
+
+
+@dataclass
+class Call:
+    """One schedule() call in progress. `scheduled` is in batch order: running requests, then admissions."""
+
+    now_us: int
+    budget: int
+    scheduled: dict[Request, int] = field(default_factory=dict)
+    admitted: list[tuple[Request, int, bool]] = field(default_factory=list)  # request, cached tokens, resumed
+    preempted: list[Request] = field(default_factory=list)
+
+
+@dataclass
+class Step:
+    """A step in flight. `sampled` = requests that get an output token at its end, in batch order."""
+
+    end_us: int
+    sampled: list[Request]
+    log: StepLog
+
+
+SCHEDULERS: dict[str, Callable[[Instance, Call], None]] = {
+    "vllm": vllm_v1.schedule,
+    "sarathi": other_engines.sarathi,
+    "vllm-v0": other_engines.vllm_v0,
+    "orca": other_engines.orca,
+    "static": other_engines.static,
+}
+
+
+class Instance:
+    """One engine. The cluster calls `arrive` and, at `next_event_us`, `event`."""
+
+    def __init__(self, config: EngineConfig, step_time: StepTime):
+        self.config, self.step_time = config, step_time
+        self.pool = make_pool(config.usable_blocks, config.block_size, config.prefix_caching)
+        self.running: list[Request] = []  # admission order
+        self.waiting: list[Request] = []  # fcfs: front first; other orders: any order
+        self.in_flight: deque[Step] = deque()
+        self.log: list[StepLog] = []
+        self.smallest_gap = 1.0  # closest ewsjf decision so far (see orders.Choice)
+        self.num_joined = self.num_left = 0  # requests that entered the queue; that finished or timed out
+        self._wake_us: int | None = None  # an arrival found the instance idle
+
+    # Events ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def next_event_us(self) -> int | None:
+        return self.in_flight[0].end_us if self.in_flight else self._wake_us
+
+    def never_fits(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Could not run to its end even alone."""
+        config = self.config
+        most_tokens = prompt_tokens + output_tokens - 1
+        whole_prompts = config.kind == "vllm-v0" or (config.kind == "vllm" and not config.chunked_prefill)
+        if whole_prompts and most_tokens > config.token_budget:
+            return True
+        if config.kind in ("orca", "static"):
+            if most_tokens > config.max_model_len:
+                return True
+            most_tokens = config.max_model_len
+        watermark = max(config.watermark_blocks, 1) if config.kind in ("vllm-v0", "sarathi") else 0
+        return ceil_div(most_tokens, config.block_size) + watermark > config.usable_blocks
+
+    def arrive(self, request: Request, now_us: int) -> None:
+        """Join the queue or be rejected (only joining wakes an idle instance)."""
+        if self.never_fits(request.prompt_tokens, request.output_tokens):
+            request.record.fate = "rejected_size"
+        elif 0 < self.config.max_queue <= len(self.waiting):
+            request.record.fate = "rejected_queue"
+        else:
+            self.waiting.append(request)
+            self.num_joined += 1
+            if not self.in_flight:
+                self._wake_us = now_us
+
+    def event(self, now_us: int) -> list[Request]:
+        """Outputs of the step that ends now, then schedule(). Returns the finished requests in order."""
+        self._wake_us = None
+        finished = self._process_outputs(self.in_flight.popleft()) if self.in_flight else []
+        depth = 2 if self.config.asynchronous else 1
+        while len(self.in_flight) < depth:
+            call = self._schedule(now_us)
+            # A call that only preempted is repeated unless the end of a step will bring the next one anyway.
+            if not call.scheduled and (self.in_flight or not call.preempted):
+                break
+        self._check()
+        return finished
+
+    # What the scheduler functions use --------------------------------------------------------------------------------
+
+    def next_candidate(self, call: Call) -> Request | None:
+        """Head of the queue; heads past their deadline are dropped."""
+        while True:
+            choice = choose(self.config, self.waiting, call.now_us)
+            if choice.request is None or not self._is_expired(choice.request, call.now_us):
+                self.smallest_gap = min(self.smallest_gap, choice.relative_gap)
+                return choice.request
+            self._abort(choice.request)
+
+    def run(self, call: Call, request: Request, n: int) -> None:
+        """Put n tokens of a running request, for which it holds blocks, into the step."""
+        request.computed += n
+        request.record.scheduled_tokens_total += n
+        call.budget -= n
+        call.scheduled[request] = n
+        # vLLM makes blocks findable when they are scheduled; a token in flight is not known and so cannot be hashed.
+        self.pool.register(request, min(request.computed, request.prompt_tokens + request.delivered))
+
+    def admit(self, call: Call, request: Request, n: int, *, block_tokens: int, hit: Hit | None = None) -> None:
+        """Move a waiting request to the end of running, with blocks for `block_tokens` tokens, and run n."""
+        hit = hit or Hit()
+        self.waiting.remove(request)
+        self.running.append(request)
+        request.is_running = True
+        self.pool.admit(request, hit, block_tokens)
+        request.computed = hit.tokens
+        record = request.record
+        if record.first_scheduled_us < 0:
+            record.first_scheduled_us = call.now_us
+            record.cached_tokens_first = hit.tokens
+        record.cached_tokens_total += hit.tokens
+        call.admitted.append((request, hit.tokens, record.preemptions > 0))
+        self.run(call, request, n)
+
+    def preempt(self, call: Call, victim: Request) -> None:
+        """Recompute preemption: blocks and computed tokens are lost, outputs kept; what this call gave is refunded."""
+        n = call.scheduled.pop(victim, 0)
+        call.budget += n
+        victim.record.scheduled_tokens_total -= n
+        victim.discarded += victim.computed - n
+        victim.computed = 0
+        self.pool.release(victim)
+        self.running.remove(victim)
+        victim.is_running = False
+        self.waiting.insert(0, victim)
+        victim.record.preemptions += 1
+        call.preempted.append(victim)
+
+    # Inside an event -------------------------------------------------------------------------------------------------
+
+    def _schedule(self, now_us: int) -> Call:
+        """One schedule() call; it forms a step if anything was scheduled."""
+        for request in list(self.running):
+            if self._is_expired(request, now_us):
+                self._abort(request)
+        call = Call(now_us, self.config.token_budget)
+        SCHEDULERS[self.config.kind](self, call)
+        if not call.scheduled and not call.preempted:
+            return call
+        features = _features(call)
+        start_us = max(now_us, self.in_flight[-1].end_us) if self.in_flight else now_us
+        end_us = start_us + max(1, self.step_time(features)) if call.scheduled else start_us
+        sampled = [r for r in call.scheduled if r.computed == r.num_tokens]
+        for request in sampled:
+            request.in_flight += 1
+        log: StepLog = {
+            "step": len(self.log),
+            "t_sched_us": now_us,
+            "t_start_us": start_us,
+            "t_end_us": end_us,
+            "tokens": [[r.row, n] for r, n in call.scheduled.items()],
+            "total": features.total_tokens,
+            "ctx": features.ctx,
+            "admitted": [[r.row, cached, int(resumed)] for r, cached, resumed in call.admitted],
+            "preempted": [r.row for r in call.preempted],
+            "running": len(self.running),
+            "waiting": len(self.waiting),
+            "free_blocks": self.pool.free,
+            "finished": [],
+            "free_blocks_after": self.pool.free,
+        }
+        self.log.append(log)
+        if call.scheduled:
+            self.in_flight.append(Step(end_us, sampled, log))
+        return call
+
+    def _process_outputs(self, step: Step) -> list[Request]:
+        """One output token for each sampled request, in batch order; the finished ones leave."""
+        finished = []
+        for request in step.sampled:
+            request.in_flight -= 1
+            if request.is_over:
+                continue  # timed out while the token was in flight
+            request.delivered += 1
+            if self.config.prefix_caching:
+                request.content.append((request.output_stream, request.delivered - 1))
+            if self.config.asynchronous and request.is_running:
+                self.pool.register(request, request.computed - request.in_flight)
+            if request.delivered == 1:
+                request.record.first_token_us = step.end_us
+            if request.delivered == request.output_tokens:
+                self._finish(request, step.end_us)
+                finished.append(request)
+        step.log["finished"] = [r.row for r in finished]
+        step.log["free_blocks_after"] = self.pool.free
+        return finished
+
+    def _finish(self, request: Request, now_us: int) -> None:
+        """Its last token's KV is never computed. In async mode it may have been preempted meanwhile."""
+        assert request.in_flight == 0
+        assert not request.is_running or request.computed == request.num_tokens - 1
+        request.record.fate = "finished"
+        request.record.finish_us = now_us
+        self._remove(request)
+
+    def _is_expired(self, request: Request, now_us: int) -> bool:
+        timeouts_us = self.config.timeouts_us
+        timeout_us = timeouts_us[request.klass] if request.klass < len(timeouts_us) else 0
+        return timeout_us > 0 and request.arrival_us + timeout_us <= now_us
+
+    def _abort(self, request: Request) -> None:
+        request.record.fate = "timed_out"
+        self._remove(request)
+
+    def _remove(self, request: Request) -> None:
+        self.num_left += 1
+        self.pool.release(request)
+        (self.running if request.is_running else self.waiting).remove(request)
+        request.is_running = False
+
+    def _check(self) -> None:
+        """Conservation of requests, tokens and blocks."""
+        config = self.config
+        assert len(self.running) <= config.max_num_seqs
+        num_inside = len(self.running) + len(self.waiting)
+        assert len({*self.running, *self.waiting}) == num_inside == self.num_joined - self.num_left
+        self.pool.check(self.running)
+        for request in self.running + self.waiting:
+            record = request.record
+            assert record.fate == "unfinished"
+            assert record.scheduled_tokens_total + record.cached_tokens_total - request.discarded == request.computed
+            assert 0 <= request.in_flight <= len(self.in_flight)
+        for request in self.running:
+            assert request.is_running and 0 < request.computed <= request.num_tokens
+            if config.kind == "vllm":  # blocks are taken as tokens are scheduled, none ahead
+                assert self.pool.held(request) == ceil_div(request.computed, config.block_size)
+        for request in self.waiting:
+            assert not request.is_running and request.computed == 0 and self.pool.held(request) == 0
+
+
+def _features(call: Call) -> StepFeatures:
+    ctx = num_decode = decode_ctx = num_prefill = prefill_tokens = prefill_ctx = quad = 0
+    for request, n in call.scheduled.items():
+        before = request.computed - n
+        ctx += request.computed
+        if n == 1 and before > 0:
+            num_decode += 1
+            decode_ctx += request.computed
+        else:
+            num_prefill += 1
+            prefill_tokens += n
+            prefill_ctx += request.computed
+            quad += n * ((2 * before + n) >> 6)
+    total = sum(call.scheduled.values())
+    return StepFeatures(total, ctx, num_decode, decode_ctx, num_prefill, prefill_tokens, prefill_ctx, quad)

@@ -1,0 +1,79 @@
+"""Which waiting request is next and which running one gives way (docs/semantics.md, 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tests.oracle.data import EngineConfig, Request
+
+#: Orders in which a waiting request may push out a running one.
+PREEMPTIVE = ("srpt", "mlfq")
+
+
+def order_key(config: EngineConfig, request: Request) -> int:
+    """The integer that the preemptive orders compare: smaller goes first."""
+    if config.order == "srpt":
+        return max(request.predicted_tokens - request.gen, 1)
+    assert config.order == "mlfq"
+    attained = request.num_tokens if request.computed == 0 else request.computed
+    for level in range(config.mlfq_levels - 1):
+        if attained <= config.mlfq_quantum * 2**level:
+            return level
+    return config.mlfq_levels - 1
+
+
+@dataclass
+class Choice:
+    """The next candidate; for ewsjf also how far the runner-up's score is behind, relative to the winner's."""
+
+    request: Request | None
+    relative_gap: float = 1.0  # 1 = no rival
+
+
+def choose(config: EngineConfig, waiting: list[Request], now_us: int) -> Choice:
+    """The head of the queue among `waiting` (for fcfs a deque, front first; for the other orders a set)."""
+    # Its output in flight is not known yet, so its prompt-to-recompute is not: those behind may pass (vLLM: async).
+    ready = [r for r in waiting if r.in_flight == 0]
+    if not ready:
+        return Choice(None)
+    if config.order == "fcfs":
+        return Choice(ready[0])
+    if config.order == "priority":
+        return Choice(min(ready, key=lambda r: (r.priority, r.arrival_us, r.row)))
+    if config.order == "sjf":
+        return Choice(min(ready, key=lambda r: (r.predicted_tokens, r.sequence)))
+    if config.order in PREEMPTIVE:
+        return Choice(min(ready, key=lambda r: (order_key(config, r), r.sequence)))
+    assert config.order == "ewsjf"
+    return _choose_ewsjf(config, ready, now_us)
+
+
+def _choose_ewsjf(config: EngineConfig, ready: list[Request], now_us: int) -> Choice:
+    def queue_index(request: Request) -> int:
+        return min(request.num_tokens // config.ewsjf_step, config.ewsjf_num_queues - 1)
+
+    def score(request: Request) -> float:
+        weight = 1 + config.ewsjf_w * math.log(request.num_tokens + 1)
+        return (now_us - request.arrival_us) * weight * config.ewsjf_step / (queue_index(request) + 1)
+
+    heads: dict[int, Request] = {}
+    for request in sorted(ready, key=lambda r: r.sequence):
+        heads.setdefault(queue_index(request), request)
+    ranked = sorted(heads.values(), key=lambda r: (-score(r), r.sequence))
+    best = score(ranked[0])
+    if len(ranked) == 1 or best == 0:  # all scores 0: an exact tie in any precision
+        return Choice(ranked[0])
+    return Choice(ranked[0], (best - score(ranked[1])) / best)
+
+
+def memory_victim(config: EngineConfig, running: list[Request]) -> Request:
+    """Who gives way when a running request cannot get its blocks."""
+    if config.order == "priority":
+        return max(running, key=lambda r: (r.priority, r.arrival_us))  # ties: max() returns the first
+    return running[-1]
+
+
+def order_victim(config: EngineConfig, running: list[Request]) -> Request:
+    """Who gives way to a better waiting request: the largest key, ties: the last admitted."""
+    return max(reversed(running), key=lambda r: order_key(config, r))

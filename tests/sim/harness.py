@@ -1,0 +1,121 @@
+"""Run the machine and the plain-Python reference on the same workloads, and bring both to the same records."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsched.sim.arrivals import hash_bits
+from jaxsched.sim.clock import join_us, split_us
+from jaxsched.sim.machine import advance, init_state, is_done
+from jaxsched.sim.params import SimParams
+from jaxsched.sim.requests import Requests
+from jaxsched.sim.state import Fate, State
+from jaxsched.sim.static import SimStatic
+from tests.oracle.data import Record, Workload
+
+CHUNK = 256
+FATES = {int(fate): fate.name.lower() for fate in Fate}
+
+
+def to_requests(workload: Workload, pad_to: int) -> Requests:
+    """A reference workload as the machine's table, padded."""
+    num = len(workload.prompt_tokens)
+    arrival = np.zeros(num, np.int64)
+    arrival[: workload.num_programs] = workload.arrival_us[: workload.num_programs]
+    program = np.arange(num)
+    for row in range(num):
+        if workload.next_turn[row] >= 0:
+            program[workload.next_turn[row]] = program[row]
+    epoch, us = split_us(arrival)
+    pause_epoch, pause_us = split_us(np.asarray(workload.pause_us, np.int64))
+
+    def column(values, fill=0):
+        return np.concatenate([np.asarray(values, np.int32), np.full(pad_to - num, fill, np.int32)])
+
+    return Requests(
+        num_programs=np.int32(workload.num_programs),
+        arrival_epoch=column(epoch),
+        arrival_us=column(us),
+        prompt_tokens=column(workload.prompt_tokens, 1),
+        output_tokens=column(workload.output_tokens, 1),
+        predicted_tokens=column(workload.predicted_tokens, 1),
+        klass=column(workload.klass),
+        priority=column(workload.priority),
+        program=column(program),
+        next_turn=column(workload.next_turn, -1),
+        pause_epoch=column(pause_epoch),
+        pause_us=column(pause_us),
+    )
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(x) for x in leaves])), *trees)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_lanes(static: SimStatic, params: SimParams, requests: Requests) -> State:
+    """Run every lane to its end (all arguments carry a leading lane axis)."""
+    num_rows = requests.prompt_tokens.shape[-1]
+
+    def start(p):
+        return init_state(static, p, num_rows)
+
+    def more(state):
+        return ~jnp.all(jax.vmap(functools.partial(is_done, static))(params, requests, state))
+
+    def chunk(state):
+        return jax.vmap(lambda p, r, s: advance(static, p, r, s, CHUNK))(params, requests, state)
+
+    return jax.lax.while_loop(more, chunk, jax.vmap(start)(params))
+
+
+def machine_records(state: State, lane: int, num: int) -> list[Record]:
+    """Records of one lane in the reference's form."""
+    rec = jax.tree.map(lambda x: np.asarray(x[lane]), state.record)
+
+    def time(pairs, row):
+        return int(join_us(*pairs[row])) if pairs[row, 0] >= 0 else -1
+
+    return [
+        Record(
+            row=row,
+            instance=int(rec.instance[row]),
+            arrival_us=time(rec.arrival, row),
+            first_scheduled_us=time(rec.first_scheduled, row),
+            first_token_us=time(rec.first_token, row),
+            finish_us=time(rec.finish, row),
+            preemptions=int(rec.preemptions[row]),
+            scheduled_tokens_total=int(rec.scheduled_tokens[row]),
+            fate=FATES[int(rec.fate[row])],
+        )
+        for row in range(num)
+    ]
+
+
+def first_difference(reference: list[Record], machine: list[Record]) -> str:
+    """Empty if equal, else the first differing record (unfinished ones are compared by what both know)."""
+    for theirs, ours in zip(reference, machine, strict=True):
+        if theirs.fate == "unfinished":
+            ours = dataclasses.replace(ours, preemptions=theirs.preemptions, scheduled_tokens_total=theirs.scheduled_tokens_total)  # fmt: skip
+        if theirs.fate.startswith("rejected"):
+            ours = dataclasses.replace(ours, instance=theirs.instance)
+        if theirs != ours:
+            return f"\nreference {theirs}\nmachine   {ours}"
+    return ""
+
+
+def machine_uniform(seed: int):
+    """The machine's routing hash, for the reference."""
+    cache: dict[tuple[int, int], int] = {}
+
+    def uniform(row: int, draw: int) -> int:
+        if (row, draw) not in cache:
+            cache[row, draw] = int(hash_bits(jnp.int32(seed), jnp.int32(row), draw))
+        return cache[row, draw]
+
+    return uniform
