@@ -36,7 +36,7 @@ needs="sys, venv, ensurepip"
 too_old= no_venv=
 usable() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || {
-        version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) && too_old="$1 is $version"
+        version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) && too_old=${too_old:-$1 is $version}
         return 1
     }
     "$1" -c "import $needs" >/dev/null 2>&1 || { no_venv=$1; return 1; }
@@ -64,7 +64,7 @@ printf 'setup: %s (%s) into %s with %s; downloads about 400 MB the first time\n'
     "$python" "$("$python" -c 'import platform; print(platform.python_version())')" "$venv" "$([ -n "$uv" ] && echo uv || echo pip)"
 started=$SECONDS
 rm -f "$stamp"
-offline="Is the package index reachable? Behind a proxy or mirror set PIP_INDEX_URL (uv: UV_INDEX_URL), then run it again."
+offline="Is the package index reachable? Behind a proxy or mirror set PIP_INDEX_URL (uv: UV_DEFAULT_INDEX), then run it again."
 if [ -n "$uv" ]; then
     "$uv" venv --quiet --clear --seed --python "$python" "$venv" || fail "uv could not make $venv." "Its message is above."
     "$uv" pip install --quiet --python "$venv/bin/python" --editable ".[dev]" || fail "the installation failed." "$offline"

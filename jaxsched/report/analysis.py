@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxsched.report.data import FATES, ComparisonData
-from jaxsched.report.metrics import change, higher_is_better, label, show, significant
+from jaxsched.report.metrics import change, change_range, higher_is_better, label, show, significant
 from jaxsched.stats import Interval, paired_bootstrap, t_interval
 
 #: Metrics that may explain a win or name its price, in the order they are tried.
@@ -82,8 +82,14 @@ class Verdict:
     winners: list[str]  # one: it beats every other policy; several: they cannot be told apart
     best: str  # lowest (highest) mean
     headline: str  # a few words
-    sentence: str  # the whole story
+    place: str  # "At 0.95× capacity (19.0 requests/s)"
+    story: str  # who wins, ties or loses, by how much, and what else moved
     caution: str  # what to doubt, or nothing
+
+    @property
+    def sentence(self) -> str:
+        """The whole in words."""
+        return f"{self.place}: {self.story} {self.caution}".strip()
 
 
 def _join(names: Sequence[str]) -> str:
@@ -95,11 +101,11 @@ def _percent_range(interval: Interval) -> str:
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return "interval unbounded: one seed"
     ends = sorted((interval.low, interval.high), key=lambda ratio: abs(ratio - 1))
-    return f"{interval.confidence:.0%} CI {change(ends[0])} to {change(ends[1])}"
+    return f"{interval.confidence:.0%} CI {change_range(ends[0], ends[1])}"
 
 
 def judge(data: ComparisonData) -> list[Verdict]:
-    """The outcome at every load, by the primary metric.
+    """The outcome at every load, by the primary metric, among the policies that are not bounds.
 
     The policy with the best mean wins alone when it beats each of the others (paired intervals); otherwise it ties with
     those it does not beat. Claiming a win only if all contrasts agree keeps the error of "wins" at the stated level
@@ -110,35 +116,34 @@ def judge(data: ComparisonData) -> list[Verdict]:
     verdicts = []
     for load, rate in zip(data.loads, data.rates_per_s, strict=True):
         means = {p: mean_interval(data.values(p, load, metric), data.confidence).estimate for p in data.policies}
-        ranked = sorted((p for p in data.policies if math.isfinite(means[p])), key=lambda p: sign * means[p])
+        ranked = sorted((p for p in data.contenders() if math.isfinite(means[p])), key=lambda p: sign * means[p])
         place = f"At {load:g}× capacity ({significant(rate)} requests/s)"
         if not ranked:
-            text = f"{place} no policy has a value of {label(metric)}."
-            verdicts.append(Verdict(load, rate, [], "", "nothing measured", text, ""))
+            text = f"no policy has a value of {label(metric)}."
+            verdicts.append(Verdict(load, rate, [], "", "nothing measured", place, text, ""))
             continue
         best = ranked[0]
         others = {p: contrast(data, best, p, load, metric) for p in ranked[1:]}
         equal = [p for p in ranked[1:] if others[p].verdict != "better"]
         winners = [best, *equal]
         if len(ranked) == 1:
-            headline, text = f"{best} alone", f"{place} only {best} was measured: {show(metric, means[best])}."
+            headline, text = f"{best} alone", f"only {best} was measured: {label(metric)} {show(metric, means[best])}."
         elif len(winners) == 1:
             headline = f"{best} wins"
-            text = f"{place} {best} wins: {label(metric)} {show(metric, means[best])}"
+            text = f"{best} wins with {label(metric)} {show(metric, means[best])}"
             text += _against(data, best, ranked[1], others, means, metric) + _why(data, best, ranked[1], load)
         elif len(winners) == len(ranked):
             headline = "no clear winner"
             text = (
-                f"{place} there is no clear winner: {_join(ranked)} cannot be told apart with {len(data.seeds)} seeds "
+                f"no clear winner: {_join(ranked)} cannot be told apart with {len(data.seeds)} seeds "
                 f"({label(metric)} {show(metric, means[best])} to {show(metric, means[ranked[-1]])})."
             )
         else:
             headline = f"{' = '.join(winners)}" if len(winners) <= 3 else f"{len(winners)} policies tie"
             nearest = others[equal[0]]
             text = (
-                f"{place} {_join(winners)} tie for the lead: {label(metric)} {show(metric, means[best])} for {best}, "
-                f"and none of the others is told apart from it ({equal[0]}: {show(metric, means[equal[0]])}, "
-                f"ratio {significant(nearest.ratio.estimate)})."
+                f"{_join(winners)} tie for the lead: {label(metric)} is {show(metric, means[best])} for {best}, "
+                f"{show(metric, means[equal[0]])} for {equal[0]} ({_percent_range(nearest.ratio)}, not told apart)."
             )
         losers = [p for p in ranked if p != data.baseline and p not in winners]
         losers = [p for p in losers if contrast(data, p, data.baseline, load, metric).verdict == "worse"]
@@ -147,7 +152,9 @@ def judge(data: ComparisonData) -> list[Verdict]:
             factor = means[worst] / means[data.baseline] if means.get(data.baseline) else math.nan
             name = f"{_join(losers)} {'lose' if len(losers) > 1 else 'loses'} to the baseline {data.baseline}"
             text += f" {name} ({'up to ' if len(losers) > 1 else ''}{change(factor)})."
-        verdicts.append(Verdict(load, rate, winners, best, headline, text, _caution(data, best, load)))
+        for bound in (p for p in data.policies if data.role(p) == "bound" and math.isfinite(means[p])):
+            text += f" The bound {bound} is at {show(metric, means[bound])}."
+        verdicts.append(Verdict(load, rate, winners, best, headline, place, text, _caution(data, best, load)))
     return verdicts
 
 
@@ -199,7 +206,7 @@ def finished_share(data: ComparisonData, policy: str, load: float) -> float:
 
 def _caution(data: ComparisonData, best: str, load: float) -> str:
     """Latency is measured on requests that finish: say so when the best policy finished clearly fewer than another."""
-    shares = {p: finished_share(data, p, load) for p in data.policies}
+    shares = {p: finished_share(data, p, load) for p in data.contenders()}
     known = {p: s for p, s in shares.items() if math.isfinite(s)}
     if best not in known:
         return ""
@@ -214,14 +221,14 @@ def _caution(data: ComparisonData, best: str, load: float) -> str:
 
 def explain_winners(data: ComparisonData) -> list[str]:
     """One sentence or two per load, in the order of loads: who wins, ties or loses, by how much, why, what to doubt."""
-    return [f"{v.sentence} {v.caution}".strip() for v in judge(data)]
+    return [verdict.sentence for verdict in judge(data)]
 
 
 def overall(data: ComparisonData, verdicts: Sequence[Verdict]) -> str:
     """The whole comparison in one line."""
     alone: dict[str, list[str]] = {}
     for verdict in verdicts:
-        if len(verdict.winners) == 1 and len(data.policies) > 1:
+        if len(verdict.winners) == 1 and len(data.contenders()) > 1:
             alone.setdefault(verdict.best, []).append(f"{verdict.load:g}×")
     if not alone:
         return "No policy wins alone at any load."

@@ -10,7 +10,17 @@ import numpy as np
 from jaxsched.report import svg
 from jaxsched.report.analysis import contrast, mean_interval
 from jaxsched.report.data import Cdf, ComparisonData, Timeline
-from jaxsched.report.metrics import change, higher_is_better, label, seconds, show, significant, unit
+from jaxsched.report.metrics import (
+    change,
+    change_range,
+    higher_is_better,
+    label,
+    plain,
+    seconds,
+    show,
+    show_range,
+    unit,
+)
 
 #: How many colours the page defines; further series reuse them with dashes.
 NUM_COLOURS = 12
@@ -32,10 +42,10 @@ def clip(name: str, width: int) -> str:
 def _axis_label(metric: str, value: float) -> str:
     """A tick label: seconds in their best unit, shares in percent."""
     if unit(metric) == "s":
-        return seconds(value, 2)
+        return seconds(value, 2, plain)
     if unit(metric) == "%":
         return f"{100 * value:.0f}%"
-    return significant(value, 2)
+    return plain(value)
 
 
 def load_curve(data: ComparisonData, metric: str) -> str:
@@ -77,7 +87,7 @@ def load_curve(data: ComparisonData, metric: str) -> str:
             if math.isfinite(interval.estimate):
                 tip = f"{policy} at {load:g}×: {label(metric)} {show(metric, interval.estimate)}"
                 if math.isfinite(interval.low):
-                    tip += f" ({show(metric, interval.low)} to {show(metric, interval.high)})"
+                    tip += f" ({show_range(metric, interval.low, interval.high)})"
                 x, y = plot.x(load), plot.y(interval.estimate)
                 parts.append(svg.marker(index, x, y, series_class(index, "mark"), tip))
     return svg.document(width, height, parts, f"{label(metric)} over load")
@@ -109,7 +119,7 @@ def heat_map(data: ComparisonData, metric: str) -> str:
             opacity = 0.04 if found.verdict == "tie" else round(0.14 + 0.5 * strength, 3)
             tip = (
                 f"{policy} at {load:g}×: {label(metric)} {change(ratio)} against {data.baseline} "
-                f"({change(found.ratio.low)} to {change(found.ratio.high)}), {found.verdict}"
+                f"({change_range(found.ratio.low, found.ratio.high)}), {found.verdict}"
             )
             style = "muted" if found.verdict == "tie" else ""
             parts.append(
@@ -130,8 +140,8 @@ def heat_map(data: ComparisonData, metric: str) -> str:
 
 
 def cdf_chart(curves: Sequence[tuple[int, str, Cdf]], metric: str) -> str:
-    """Cumulative distributions on a logarithmic time axis; curves are (colour index, name, (edges, fraction))."""
-    width, height = 372, 250
+    """Cumulative distributions over logarithmic time; curves are (colour index, name, (edges, fraction))."""
+    width, height = 372, 232
     shown = []
     for index, name, (edges, fraction) in curves:
         edges, fraction = np.asarray(edges, np.float64), np.asarray(fraction, np.float64)
@@ -144,11 +154,10 @@ def cdf_chart(curves: Sequence[tuple[int, str, Cdf]], metric: str) -> str:
         )
     inner = [edge for _, _, edges, fraction in shown for edge in edges[(fraction >= 0.002) & (fraction <= 0.999)]]
     low, high = svg.log_range(inner or [float(e) for _, _, edges, _ in shown for e in edges])
-    plot = svg.Plot(svg.Scale(low, high, 58, width - 12, log=True), svg.Scale(0, 1, height - 46, 12))
+    plot = svg.Plot(svg.Scale(low, high, 58, width - 12, log=True), svg.Scale(0, 1, height - 28, 12))
     x_ticks = svg.log_ticks(low, high)
-    parts = plot.axes(
-        x_ticks, [0, 0.25, 0.5, 0.75, 1], lambda v: seconds(v, 2), lambda v: f"{100 * v:.0f}%", label(metric)
-    )
+    quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
+    parts = plot.axes(x_ticks, quarters, lambda v: seconds(v, 2, plain), lambda v: f"{100 * v:.0f}%")
     for index, name, edges, fraction in shown:
         xs, ys = svg.thin_curve(np.concatenate([[low], edges]), np.concatenate([[0.0], fraction]), 0.002)
         median = edges[min(int(np.searchsorted(fraction, 0.5)), edges.size - 1)]
@@ -188,8 +197,8 @@ def timeline_chart(timeline: Timeline, field: str, *, share: bool = False) -> st
     parts = plot.axes(
         svg.linear_ticks(times[0], times[-1], 10),
         y_ticks,
-        lambda v: f"{significant(v)} s",
-        lambda v: f"{100 * v:.0f}%" if share else significant(v),
+        lambda v: f"{plain(v)} s",
+        lambda v: f"{100 * v:.0f}%" if share else plain(v),
     )
     num_instances = values.shape[1]
     if num_instances <= MAX_INSTANCE_LINES:

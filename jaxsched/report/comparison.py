@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxsched.report import charts, parts
 from jaxsched.report.analysis import comparison_table, judge, overall
 from jaxsched.report.data import FATES, ComparisonData
-from jaxsched.report.metrics import change, higher_is_better, label, show, significant
+from jaxsched.report.metrics import change, change_range, higher_is_better, label, show, show_range, significant
 from jaxsched.report.svg import escape
 
 _CURVES = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "e2e_mean_s", "e2e_p99_s", "goodput_per_s")
@@ -52,9 +52,13 @@ def _verdict_section(data: ComparisonData, verdicts) -> str:
         rows.append(
             f'<div class="verdict {kind}"><div class="at">{verdict.load:g}×'
             f"<small>{significant(verdict.rate_per_s)} requests/s</small></div>"
-            f'<div class="who">{escape(verdict.headline)}</div><div><p>{escape(verdict.sentence)}</p>{caution}</div></div>'
+            f'<div class="who">{escape(verdict.headline)}</div>'
+            f"<div><p>{escape(verdict.story)}</p>{caution}</div></div>"
         )
-    say = f"The best policy at each load by {label(data.primary_metric)}. A policy wins when it beats every other one on the same seeds."
+    say = (
+        f"The best policy at each load by {label(data.primary_metric)}. "
+        "A policy wins when it beats every other one on the same seeds; bounds do not compete."
+    )
     return parts.section("Who wins", say, "".join(rows))
 
 
@@ -66,8 +70,9 @@ def _table_section(data: ComparisonData, measured: list[str]) -> str:
     if rest:
         body += f"<details><summary>The other metrics ({len(rest)})</summary>{parts.tabs('table', rest)}</details>"
     say = (
-        f"{label(data.primary_metric)}: mean over seeds with its {data.confidence:.0%} interval; below it the change against "
-        f"{data.baseline} with its paired interval. Coloured changes are beyond chance, shaded cells are the best of their load."
+        f"{label(data.primary_metric)}: mean over seeds with its {data.confidence:.0%} interval; below it the "
+        f"change against {data.baseline} with its paired interval. Coloured changes are beyond chance, "
+        "shaded cells are the best of their load."
     )
     return parts.section("Policies by load", say, body)
 
@@ -81,11 +86,11 @@ def _table(data: ComparisonData, metric: str) -> str:
     sign = -1 if higher_is_better(metric, data.higher_is_better) else 1
     best = {}
     for load in data.loads:
-        known = [p for p in data.policies if cells[p, load]["mean"] is not None]
+        known = [p for p in data.contenders() if cells[p, load]["mean"] is not None]
         best[load] = min(known, key=lambda p, at=load: sign * cells[p, at]["mean"], default=None)
     body = []
     for policy in data.policies:
-        tag = '<span class="base-tag">baseline</span>' if policy == data.baseline else ""
+        tag = f'<span class="base-tag">{data.role(policy)}</span>' if data.role(policy) else ""
         row = "".join(_table_cell(data, cells[policy, load], policy == best[load]) for load in data.loads)
         body.append(f'<tr><th scope="row">{escape(policy)}{tag}</th>{row}</tr>')
     return (
@@ -100,9 +105,9 @@ def _table_cell(data: ComparisonData, row: dict, is_best: bool) -> str:
         return '<td class="zero">–</td>'
     text = f"<b>{show(metric, mean)}</b>"
     if row["ci_low"] is not None:
-        text += f'<span class="ci">{show(metric, row["ci_low"])} to {show(metric, row["ci_high"])}</span>'
+        text += f'<span class="ci">{show_range(metric, row["ci_low"], row["ci_high"])}</span>'
     if row["policy"] != data.baseline and row["ratio"] is not None:
-        span = "" if row["ratio_low"] is None else f" ({change(row['ratio_low'])} to {change(row['ratio_high'])})"
+        span = "" if row["ratio_low"] is None else f" ({change_range(row['ratio_low'], row['ratio_high'])})"
         text += f'<span class="vs {row["verdict"]}">{change(row["ratio"])}{span}</span>'
     return f"<td{' class=best' if is_best else ''}>{text}</td>"
 
@@ -111,8 +116,8 @@ def _heat_section(data: ComparisonData, measured: list[str]) -> str:
     metrics = list(dict.fromkeys([data.primary_metric, *(m for m in _MAPS if m in measured)]))
     maps = "".join(parts.figure(label(m), charts.heat_map(data, m)) for m in metrics)
     say = (
-        f"Change of the mean against {data.baseline} (its own row shows its values). Blue is better, orange is worse; the colour "
-        "is full at a factor of two. Grey cells are ties: their paired interval includes no change."
+        f"Change of the mean against {data.baseline} (its own row shows its values). Blue is better, orange is worse; "
+        "the colour is full at a factor of two. Grey cells are ties: their paired interval includes no change."
     )
     return parts.section("Where each policy stands", say, f'<div class="grid2">{maps}</div>')
 
@@ -126,7 +131,7 @@ def _curve_section(data: ComparisonData, measured: list[str]) -> str:
         f"Mean over seeds; bands are {data.confidence:.0%} intervals. The dashed line is the capacity, "
         f"{significant(data.capacity_per_s)} requests/s: {data.capacity_note} Times are on a logarithmic axis."
     )
-    body = parts.legend(data.policies, data.baseline) + f'<div class="grid3">{figures}</div>'
+    body = parts.legend({p: data.role(p) for p in data.policies}) + f'<div class="grid3">{figures}</div>'
     return parts.section("Through the knee", say, body)
 
 
@@ -145,7 +150,7 @@ def _cdf_section(data: ComparisonData) -> str:
         }
         panels.append((f"{load:g}×", parts.cdf_grid(curves)))
     below = [i for i, load in enumerate(loads) if load <= 1.0]
-    body = parts.legend(data.policies, data.baseline) + parts.tabs("cdf", panels, below[-1] if below else 0)
+    body = parts.legend({p: data.role(p) for p in data.policies}) + parts.tabs("cdf", panels, below[-1] if below else 0)
     say = "Share of requests (of gaps, for TBT) at or below each latency, all seeds together. Choose a load."
     return parts.section("Latency distributions", say, body)
 
@@ -167,10 +172,11 @@ def _fate_section(data: ComparisonData) -> str:
 
 def _method_section(data: ComparisonData, measured: list[str]) -> str:
     method = (
-        "Every policy meets the same requests at the same times in each seed, so policies are compared seed by seed: intervals of "
-        f"changes come from a studentized paired bootstrap ({data.num_bootstrap} resamples), those of means from Student's t. "
-        "“Better” and “worse” mean that both the interval of the difference and that of the ratio exclude no effect. Each "
-        "interval stands for itself: among twenty comparisons of equal policies, about one shows a change."
+        "Every policy meets the same requests at the same times in each seed, so policies are compared seed by seed. "
+        f"Intervals of changes come from a studentized paired bootstrap ({data.num_bootstrap} resamples), those of "
+        "means from Student's t. “Better” and “worse” mean that the intervals of the difference and of the ratio both "
+        f"exclude no effect. Each interval stands for itself: at {data.confidence:.0%}, "
+        f"{1 - data.confidence:.0%} of comparisons between equal policies show a change."
     )
     body = f'<p class="say">{escape(method)}</p>' + parts.notes_list(data.notes) + parts.definitions(measured)
     return parts.section("Definitions and method", "", body)

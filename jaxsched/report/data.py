@@ -64,6 +64,8 @@ class ComparisonData:
         timelines: policy -> one recorded run.
         notes: sentences for the reader.
         confidence, num_bootstrap: of every interval.
+        bounds: policies that know what no real one can (true lengths): shown, but not among those that can win.
+            None: those with "oracle" in their name.
     """
 
     title: str
@@ -85,6 +87,7 @@ class ComparisonData:
     notes: list[str] = field(default_factory=list)
     confidence: float = 0.95
     num_bootstrap: int = 2000
+    bounds: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.baseline not in self.policies:
@@ -100,6 +103,17 @@ class ComparisonData:
                         f"per_seed[{policy!r}, {load}][{self.primary_metric!r}]: "
                         f"expected {len(self.seeds)} values, found {found}"
                     )
+
+    def contenders(self) -> list[str]:
+        """Policies that can win: all but the bounds; all of them if there are only bounds."""
+        bounds = [p for p in self.policies if "oracle" in p.lower()] if self.bounds is None else self.bounds
+        return [p for p in self.policies if p not in bounds] or list(self.policies)
+
+    def role(self, policy: str) -> str:
+        """``baseline``, ``bound`` or nothing."""
+        if policy == self.baseline:
+            return "baseline"
+        return "" if policy in self.contenders() else "bound"
 
     def values(self, policy: str, load: float, metric: str) -> np.ndarray:
         """``[num_seeds]`` values of a metric; NaN where it was not measured."""

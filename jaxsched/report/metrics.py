@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 #: The first part of a metric's name -> (label, definition).
 _BASES: dict[str, tuple[str, str]] = {
@@ -65,21 +66,33 @@ def significant(value: float, digits: int = 3) -> str:
         return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
     if value == 0:
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{value:.{digits - 1}e}")  # 9.999 is 10.0, not 10.00
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     text = f"{round(value, decimals):,.{decimals}f}".replace(",", "\u202f")
     return text.replace("-", "−")
 
 
-def seconds(value: float, digits: int = 3) -> str:
+def plain(value: float, digits: int = 3) -> str:
+    """As `significant`, without trailing zeros: for ticks and counts."""
+    text = significant(value, digits)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def count(value: float) -> str:
+    """A count, whole."""
+    return plain(float(round(value)), 15) if math.isfinite(value) else significant(value)
+
+
+def seconds(value: float, digits: int = 3, form: Callable[[float, int], str] = significant) -> str:
     """A duration in the unit that reads best."""
     if not math.isfinite(value):
         return significant(value)
     size = abs(value)
     if size >= 600:
-        return f"{significant(value / 60, digits)} min"
-    if size >= 1 or size == 0:
-        return f"{significant(value, digits)} s"
-    return f"{significant(value * 1e3, digits)} ms" if size >= 1e-3 else f"{significant(value * 1e6, digits)} µs"
+        return f"{form(value / 60, digits)} min"
+    if size >= 0.9995 or size == 0:
+        return f"{form(value, digits)} s"
+    return f"{form(value * 1e3, digits)} ms" if size >= 0.9995e-3 else f"{form(value * 1e6, digits)} µs"
 
 
 def show(metric: str, value: float, digits: int = 3) -> str:
@@ -90,6 +103,24 @@ def show(metric: str, value: float, digits: int = 3) -> str:
     if kind == "%":
         return f"{significant(100 * value, digits)}%" if math.isfinite(value) else significant(value)
     return f"{significant(value, digits)}{'/s' if kind else ''}"
+
+
+def show_range(metric: str, low: float, high: float) -> str:
+    """An interval with its unit once where both ends have the same: ``5.51 to 5.67 s``."""
+    return _join_range(show(metric, low), show(metric, high))
+
+
+def change_range(low: float, high: float) -> str:
+    """An interval of changes: ``−9.1 to −7.7%``."""
+    return _join_range(change(low), change(high))
+
+
+def _join_range(first: str, last: str) -> str:
+    unit_of = re.compile(r"[^\d]*$")
+    tail = unit_of.search(first), unit_of.search(last)
+    if tail[0] and tail[1] and tail[0][0] == tail[1][0]:
+        first = first[: tail[0].start()]
+    return f"{first} to {last}"
 
 
 def change(ratio: float) -> str:

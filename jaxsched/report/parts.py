@@ -10,8 +10,8 @@ import numpy as np
 from jaxsched.report import svg
 from jaxsched.report.charts import MAX_INSTANCE_LINES, cdf_chart, clip, series_class, timeline_chart
 from jaxsched.report.data import FATES, Cdf, Timeline
-from jaxsched.report.metrics import definition, label, significant
-from jaxsched.report.style import SCRIPT, STYLE
+from jaxsched.report.metrics import count, definition, label
+from jaxsched.report.style import MAX_TABS, SCRIPT, STYLE
 from jaxsched.report.svg import escape
 
 #: (field of `Timeline`, title, is a share)
@@ -50,6 +50,8 @@ def tabs(group: str, panels: Sequence[tuple[str, str]], chosen: int = 0) -> str:
     """Panels of which one is shown, by radio buttons and CSS alone; one panel needs no bar."""
     if len(panels) == 1:
         return panels[0][1]
+    if len(panels) > MAX_TABS:
+        return "".join(f"<details><summary>{escape(name)}</summary>{body}</details>" for name, body in panels)
     inputs = "".join(
         f'<input type="radio" name="{group}" id="{group}-{i}"{" checked" if i == chosen else ""}>'
         for i in range(len(panels))
@@ -65,17 +67,21 @@ def figure(title: str, chart: str) -> str:
     return f"<figure><h3>{escape(title)}</h3>{chart}</figure>"
 
 
-def legend(policies: Sequence[str], baseline: str = "") -> str:
-    """The policies with their colour and marker; pointing at one highlights it in the section."""
+def legend(roles: Mapping[str, str]) -> str:
+    """The policies with their colour and marker; pointing at one highlights it in the section.
+
+    Args:
+        roles: policy -> ``baseline``, ``bound`` or nothing.
+    """
     items = []
-    for index, policy in enumerate(policies):
+    for index, (policy, role) in enumerate(roles.items()):
         dash = ' stroke-dasharray="5 3"' if "dashed" in series_class(index, "") else ""
         sample = f'<line x1="1" y1="7" x2="25" y2="7"{dash}/>' + svg.marker(index, 13, 7, "", policy)
         colour = f"c{series_class(index, '').split(' c')[1].split()[0]}"
         swatch = (
             f'<svg class="swatch {colour}" width="26" height="14" style="width:26px" viewBox="0 0 26 14">{sample}</svg>'
         )
-        tag = '<span class="base-tag">baseline</span>' if policy == baseline else ""
+        tag = f'<span class="base-tag">{role}</span>' if role else ""
         name = f'<span title="{escape(policy)}">{escape(clip(policy, 40))}{tag}</span>'
         items.append(f'<li tabindex="0" data-series="{index}">{swatch}{name}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
@@ -125,13 +131,14 @@ def fate_table(rows: Sequence[tuple[str, Mapping[str, float]]], what: str = "pol
         total = sum(c for c in counts.values() if np.isfinite(c))
         cells = "".join(_count(counts.get(name, float("nan"))) for name in names)
         bar = "".join(
-            f'<i class="f-{name}" style="width:{100 * counts[name] / total:.3f}%" title="{name}: {100 * counts[name] / total:.2f}%"></i>'
+            f'<i class="f-{name}" style="width:{100 * counts[name] / total:.3f}%" '
+            f'title="{name}: {100 * counts[name] / total:.2f}%"></i>'
             for name in names
             if total and counts.get(name, 0) > 0
         )
         body.append(
             f'<tr><th scope="row">{escape(row_name)}</th><td><div class="bar">{bar}</div></td>{cells}'
-            f"<td>{significant(total, 9)}</td></tr>"
+            f"<td>{count(total)}</td></tr>"
         )
     return (
         f'<div class="scroll"><table><thead><tr><th scope="col">{escape(what)}</th><th scope="col"></th>{head}'
@@ -142,7 +149,7 @@ def fate_table(rows: Sequence[tuple[str, Mapping[str, float]]], what: str = "pol
 def _count(value: float) -> str:
     if not np.isfinite(value):
         return '<td class="zero">–</td>'
-    return f"<td{' class=zero' if value == 0 else ''}>{significant(float(value), 9)}</td>"
+    return f"<td{' class=zero' if value == 0 else ''}>{count(float(value))}</td>"
 
 
 def definitions(metrics: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxsched.report import parts
 from jaxsched.report.analysis import mean_interval
 from jaxsched.report.data import FATES, SimulationData
-from jaxsched.report.metrics import label, show
+from jaxsched.report.metrics import label, show, show_range
 from jaxsched.report.svg import escape
 
 
@@ -58,7 +58,7 @@ def _summary_table(data: SimulationData, metrics: list[str]) -> str:
         cells = f"<td><b>{show(metric, mean.estimate)}</b></td>"
         if several:
             finite = values[np.isfinite(values)]
-            span = f"{show(metric, mean.low)} to {show(metric, mean.high)}" if np.isfinite(mean.low) else "–"
+            span = show_range(metric, mean.low, mean.high) if np.isfinite(mean.low) else "–"
             ends = (show(metric, float(finite.min())), show(metric, float(finite.max()))) if finite.size else ("–", "–")
             cells += "".join(f"<td>{text}</td>" for text in (span, *ends))
         rows.append(f'<tr><th scope="row">{escape(label(metric))}</th>{cells}</tr>')

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+#: Width of a character of a tick label in a wide system font, in pixels at the size the style sheet gives it.
+_CHARACTER_WIDTH = 6.8
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -25,7 +27,7 @@ def number(value: float) -> str:
 
 
 def element(tag: str, content: str = "", **attributes: object) -> str:
-    """One element. `content` is markup and taken as it is; attributes are escaped (``stroke_width`` -> ``stroke-width``)."""
+    """One element. `content` is markup, taken as it is; attributes are escaped, ``text_anchor`` is ``text-anchor``."""
     shown = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{escape(number(v) if isinstance(v, float) else v)}"'
         for name, v in attributes.items()
@@ -84,7 +86,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     for parts in ((1, 2, 5), (1, 3), (1,)):
         ticks = [p * 10.0**d for d in decades for p in parts if low * (1 - 1e-9) <= p * 10.0**d <= high * (1 + 1e-9)]
         if len(ticks) <= most:
-            return ticks if len(ticks) >= 2 else linear_ticks(low, high, most=4)
+            return ticks if len(ticks) >= 3 else linear_ticks(low, high, most=4)
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
@@ -132,10 +134,14 @@ class Plot:
             y = self.y(tick)
             parts.append(element("line", x1=left, y1=y, x2=right, y2=y, class_="grid"))
             parts.append(text(left - 7, y + 3.5, y_label(tick), "tick", "end"))
+        free_from = -math.inf
         for tick in x_ticks:
-            x = self.x(tick)
+            x, shown = self.x(tick), x_label(tick)
             parts.append(element("line", x1=x, y1=bottom, x2=x, y2=bottom + 4, class_="axis"))
-            parts.append(text(x, bottom + 17, x_label(tick), "tick", "middle"))
+            half = _CHARACTER_WIDTH * len(shown) / 2
+            if x - half >= free_from:  # a label that would touch the one before it is left out
+                parts.append(text(x, bottom + 17, shown, "tick", "middle"))
+                free_from = x + half + 4
         parts.append(element("line", x1=left, y1=bottom, x2=right, y2=bottom, class_="axis"))
         if x_title:
             parts.append(text((left + right) / 2, bottom + 34, x_title, "axis-title", "middle"))

@@ -79,7 +79,7 @@ def _pop(event: Event, active: Bool[Array, ""]) -> None:
 
 def queue_view(event: Event) -> QueueView:
     """What an order head sees of this instance."""
-    slots, columns = event.slots, event.state.request[event.m]
+    slots, columns = event.slots, event.columns()
     return QueueView(
         waiting_mask=slots.order == WAITING,
         running_mask=event.running_mask,

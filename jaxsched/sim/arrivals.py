@@ -40,14 +40,25 @@ def live_view(static: SimStatic, params: SimParams, state: State, now: jax.Array
     Inside a run of decode steps only the used blocks change; they are looked up in the run.
     """
     inst = state.instance
-    used = params.usable_blocks - inst[:, _FIELD["free"]]
+    used = params.usable_blocks - inst[_FIELD["free"]]
     if static.route_by_blocks and static.run_steps > 1:
-        step = jnp.sum((state.run_ends < now).astype(jnp.int32), axis=1)
+        taken = state.run_ends < step_ends_from(static, state, now, jnp.arange(static.num_instances))[:, None]
+        step = jnp.sum(taken.astype(jnp.int32), axis=1)
         step = jnp.minimum(step, static.run_steps - 1)
         inside = jnp.take_along_axis(state.run_used, step[:, None], axis=1)[:, 0]
-        used = jnp.where(inst[:, _FIELD["in_flight"]] > 0, inside, used)
+        used = jnp.where(inst[_FIELD["in_flight"]] > 0, inside, used)
     columns = ("waiting", "running", None, "waiting_blocks", "work")
-    return jnp.stack([used if name is None else inst[:, _FIELD[name]] for name in columns])
+    return jnp.stack([used if name is None else inst[_FIELD[name]] for name in columns])
+
+
+def step_ends_from(static: SimStatic, state: State, now: jax.Array, m: jax.Array) -> jax.Array:
+    """First time at which an end of a step of instance `m` is still to come, at `now`.
+
+    That is `now`, unless a turn returns after no pause when events at `now` have been taken up to `m` already.
+    """
+    if not static.num_paused:
+        return jnp.broadcast_to(now, m.shape)
+    return now + ((state.now == now) & (m <= state.passed)).astype(jnp.int32)
 
 
 def next_input_time(static: SimStatic, requests: Requests, state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -76,6 +87,7 @@ def telemetry_tick(static: SimStatic, params: SimParams, state: State, active: j
     return state.replace(
         view=jnp.where(active, view, state.view),
         now=now,
+        passed=jnp.where(active, -1, state.passed),
         next_tick=jnp.where(active, state.next_tick + params.view_delay_us, state.next_tick),
     )
 
@@ -128,38 +140,36 @@ def take_arrival(
         too_large |= (sched.chunked_prefill == 0) & (peak > sched.token_budget)
     elif static.scheduler.family == "v0":
         too_large |= peak > sched.token_budget
-    waiting = live[0][m]
+    scalars = state.instance[:, m]
+    waiting = scalars[_FIELD["waiting"]]
     # A preempted request re-enters at the front, so that many entries must stay free.
     full = (params.max_queue > 0) & (waiting >= params.max_queue)
-    full |= state.instance[m, _FIELD["length"]] >= static.queue_capacity - static.num_slots
+    full |= scalars[_FIELD["length"]] >= static.queue_capacity - static.num_slots
     rejected_size, rejected_queue = active & too_large, active & ~too_large & full
     joins = active & ~too_large & ~full
 
-    head, length = state.instance[m, _FIELD["head"]], state.instance[m, _FIELD["length"]]
+    head, length = scalars[_FIELD["head"]], scalars[_FIELD["length"]]
     position = jnp.where(joins, (head + length) & (static.queue_capacity - 1), static.queue_capacity)
     entry = [request] if not static.num_paused else [request, state.sequence, *stamp, *program]
     queue = state.queue.at[m, position].set(jnp.stack(entry), mode="drop")
     one = joins.astype(jnp.int32)
-    change = jnp.zeros(len(_FIELD), jnp.int32)
-    change = jnp.stack(
-        [
-            {
-                "length": one,
-                "waiting": one,
-                "waiting_blocks": one * ceil_blocks(static, prompt),
-                "work": one * (prompt + predicted),
-            }.get(name, change[0])
-            for name in _FIELD
-        ]
+    change = {
+        "length": one,
+        "waiting": one,
+        "waiting_blocks": one * ceil_blocks(static, prompt),
+        "work": one * (prompt + predicted),
+    }
+    pending = state.pending_writes.replace(
+        joined=jnp.where(joins, m, static.num_instances),
+        change=jnp.stack([change.get(name, jnp.int32(0)) for name in _FIELD]),
     )
-    instance = state.instance.at[m].add(change)
 
     # The instance's next event: at once if idle; if a run of steps executes, the first step boundary from now on.
     planned = state.next_event[m]
     wake = jnp.where(planned == NEVER_US, now, planned)
     if static.run_steps > 1:
         ends = state.run_ends[m]
-        cut = jnp.min(jnp.where(ends >= now, ends, NEVER_US))
+        cut = jnp.min(jnp.where(ends >= step_ends_from(static, state, now, m), ends, NEVER_US))
         blocked = waiting > 0 if static.scheduler.order is None and not static.timeouts else False
         wake = jnp.where((planned != NEVER_US) & ~jnp.bool_(blocked), jnp.minimum(cut, planned), wake)
     at = jnp.where(joins, m, static.num_instances)
@@ -169,7 +179,7 @@ def take_arrival(
     tally.count(Count.ARRIVED, active)
     tally.count(Count.REJECTED_SIZE, rejected_size)
     tally.count(Count.REJECTED_QUEUE, rejected_queue)
-    occupied = state.instance[m, _FIELD["running"]] + waiting
+    occupied = scalars[_FIELD["running"]] + waiting
     tally.count(Count.QUEUED, joins & (occupied >= static.num_slots))
     in_cohort = in_measured_cohort(params, requests, request)
     tally.count(Count.MEASURED_ARRIVED, active & in_cohort)
@@ -184,9 +194,10 @@ def take_arrival(
         )
     return state.replace(
         now=jnp.where(active, now, state.now),
+        passed=jnp.where(active & (now > state.now), -1, state.passed),
         arrivals=state.arrivals + one_program,
         sequence=state.sequence + active.astype(jnp.int32),
-        instance=instance,
+        pending_writes=pending,
         next_event=next_event,
         queue=queue,
         paused=paused,

@@ -15,7 +15,16 @@ from jaxsched.metrics.histogram import NUM_BINS, bin_of
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
-from jaxsched.sim.state import Col, Count, Hist, Instance, Metrics, Slots, State
+from jaxsched.sim.state import (
+    MAX_COLUMN_WRITES,
+    Col,
+    Count,
+    Hist,
+    Instance,
+    Metrics,
+    Slots,
+    State,
+)
 from jaxsched.sim.static import SimStatic
 
 WRAP_MASK = 2**31 - 1
@@ -68,13 +77,11 @@ class Tally:
 
     def book(self, metrics: Metrics) -> Metrics:
         """One scatter for all histogram entries, one vector add for all counters."""
-        flat = metrics.histograms.reshape(-1)
-        flat = flat.at[jnp.concatenate(self._index)].add(jnp.concatenate(self._weight), mode="promise_in_bounds")
+        index, weight = jnp.concatenate(self._index), jnp.concatenate(self._weight)
+        histograms = metrics.histograms.at[index].add(weight, mode="promise_in_bounds")
         zero = jnp.int32(0)
         increments = jnp.stack([self._counts.get(which, zero) for which in Count])
-        return metrics.replace(
-            histograms=flat.reshape(metrics.histograms.shape), counts=metrics.counts + increments
-        )
+        return metrics.replace(histograms=histograms, counts=metrics.counts + increments)
 
 
 @dataclasses.dataclass
@@ -91,12 +98,14 @@ class Event:
     slots: Slots
     inst: Instance
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
+    writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
 
     @classmethod
     def load(cls, static, params, requests, state: State, tally: Tally, m, now) -> Event:
         """Read instance `m` (one slice of each array)."""
         rows = jax.lax.dynamic_index_in_dim(state.slots, m, 0, keepdims=False)
-        scalars = jax.lax.dynamic_index_in_dim(state.instance, m, 0, keepdims=False)
+        scalars = jax.lax.dynamic_index_in_dim(state.instance, m, 1, keepdims=False)
+        scalars = scalars + jnp.where(state.pending_writes.joined == m, state.pending_writes.change, 0)
         return cls(
             static, params, requests, state, tally, m, now,
             Slots(*(rows[i] for i in range(rows.shape[0]))),
@@ -108,9 +117,18 @@ class Event:
         """Write the row back."""
         rows = jnp.stack([getattr(self.slots, name) for name in Slots.__dataclass_fields__])
         scalars = jnp.stack([getattr(self.inst, name) for name in Instance.__dataclass_fields__])
+        unused = [(jnp.int32(0), jnp.zeros(len(Col), jnp.int32), jnp.bool_(False))]
+        writes = self.writes + unused * (MAX_COLUMN_WRITES - len(self.writes))
+        pending = self.state.pending_writes.replace(
+            instance=jnp.stack([jnp.where(on, self.m, self.static.num_instances) for _, _, on in writes]),
+            slot=jnp.stack([slot for slot, _, _ in writes]),
+            values=jnp.stack([values for _, values, _ in writes]),
+            event=self.m,
+            scalars=scalars,
+        )
         return self.state.replace(
+            pending_writes=pending,
             slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
-            instance=jax.lax.dynamic_update_index_in_dim(self.state.instance, scalars, self.m, 0),
         )
 
     # -- small helpers shared by the parts of an event -----------------------------------------------------------------
@@ -124,17 +142,31 @@ class Event:
         return self.slots.order >= 0
 
     def at(self, field: jax.Array, slot: jax.Array) -> jax.Array:
-        """Value of a row field at a slot (clamped to the last slot)."""
-        return jax.lax.dynamic_index_in_dim(field, jnp.minimum(slot, self.static.num_slots - 1), 0, keepdims=False)
+        """Value of a row field at a slot; 0 if there is no such slot. (A masked sum is one kernel, a gather two.)"""
+        return jnp.sum(jnp.where(self.index == slot, field, 0))
 
     def column(self, slot: jax.Array) -> jax.Array:
-        """All request columns of a slot ``[16]`` (clamped)."""
-        return self.state.request[self.m, jnp.minimum(slot, self.static.num_slots - 1)]
+        """All request columns of a slot ``[16]`` (clamped), with what this micro-step has written."""
+        slot = jnp.minimum(slot, self.static.num_slots - 1)
+        values = self.state.request[self.m, slot]
+        for written, new, active in self.writes:
+            values = jnp.where(active & (written == slot), new, values)
+        return values
+
+    def columns(self) -> jax.Array:
+        """All request columns of the row ``[slots, 16]``, with what this micro-step has written."""
+        values = self.state.request[self.m]
+        for written, new, active in self.writes:
+            values = jnp.where((active & (written == self.index))[:, None], new, values)
+        return values
 
     def write_column(self, slot: jax.Array, values: jax.Array, active: jax.Array) -> None:
-        """Set the request columns of a slot if `active`."""
-        where = jnp.where(active, slot, self.static.num_slots)
-        self.state = self.state.replace(request=self.state.request.at[self.m, where].set(values, mode="drop"))
+        """Set the request columns of a slot if `active`.
+
+        Writes are kept until `store`: a write between reads of the big array would make XLA copy all of it.
+        """
+        self.writes = [(s, v, on & ~(active & (s == slot))) for s, v, on in self.writes]
+        self.writes.append((slot, values, active))
 
     def held_blocks(self, computed: jax.Array, reserved: jax.Array) -> jax.Array:
         """KV blocks of a request with `computed` tokens."""
@@ -173,6 +205,18 @@ class Event:
 
     def measured(self, column: jax.Array) -> jax.Array:
         return column[Col.MEASURED]
+
+
+def apply_pending(state: State) -> State:
+    """Write what the last micro-step left (again and again the same, if applied twice: increments are cleared)."""
+    p = state.pending_writes
+    instance = state.instance.at[:, p.joined].add(p.change, mode="drop").at[:, p.event].set(p.scalars, mode="drop")
+    none = jnp.int32(state.next_event.shape[0])
+    return state.replace(
+        request=state.request.at[p.instance, p.slot].set(p.values, mode="drop"),
+        instance=instance,
+        pending_writes=p.replace(instance=jnp.full_like(p.instance, none), joined=none, event=none),
+    )
 
 
 def set_where(mask: jax.Array, value: jax.Array | int, field: jax.Array) -> jax.Array:

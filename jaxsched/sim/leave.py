@@ -119,7 +119,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
 
 def has_expired(event: Event) -> Bool[Array, " s"]:
     """Whether each slot's request is past its deadline."""
-    columns = event.state.request[event.m]
+    columns = event.columns()
     timeout = event.params.timeout_us[columns[:, Col.KLASS]]
     arrived = relative_us(columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US], event.state.epoch)
     return (timeout > 0) & (arrived + timeout <= event.now)

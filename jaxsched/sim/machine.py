@@ -16,7 +16,7 @@ from jaxsched.sim.admission import admission_step, refill_window
 from jaxsched.sim.arrivals import next_input_time, take_arrival, telemetry_tick
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.close import close_step, drain_token
-from jaxsched.sim.event import Event, Tally, first_slot
+from jaxsched.sim.event import Event, Tally, apply_pending, first_slot
 from jaxsched.sim.leave import book_run, let_one_leave
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
@@ -30,6 +30,7 @@ HOLD_US = 2**31 - 2**27
 
 def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: State) -> tuple[State, dict]:
     """Advance one lane by one micro-step. Returns the state and, if `static.trace`, what was decided."""
+    state = apply_pending(state)
     tally = Tally(static)
     unlocked = state.locked < 0
     limit = jnp.minimum(HOLD_US, relative_us(params.horizon_epoch, params.horizon_us, state.epoch))
@@ -57,8 +58,9 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     stalled = jnp.where(begins & (now > state.now) | arrives | ticks, 0, state.stalled + active)
     stuck = stalled > static.stall_limit
     state = state.replace(
-        now=now, stalled=stalled, flags=state.flags | jnp.where(stuck, int(Flag.LIVELOCK), 0)
-    )
+        now=now, stalled=stalled, flags=state.flags | jnp.where(stuck, int(Flag.LIVELOCK), 0),
+        passed=jnp.where(begins, m, state.passed),
+    )  # fmt: skip
     active &= ~stuck
     tally.count(Count.MICRO_STEPS, active | arrives | ticks)
 
@@ -172,7 +174,7 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
     instance = state.instance
     for name in ("run_start", "end_last"):
         column = tuple(Instance.__dataclass_fields__).index(name)
-        instance = instance.at[:, column].add(jnp.where(shift, -EPOCH_US, 0))
+        instance = instance.at[column].add(jnp.where(shift, -EPOCH_US, 0))
     return state.replace(
         epoch=state.epoch + shift,
         now=jnp.where(shift, jnp.maximum(state.now - EPOCH_US, -EPOCH_US), state.now),
@@ -208,7 +210,7 @@ def advance(static: SimStatic, params: SimParams, requests: Requests, state: Sta
         return micro_step(static, params, requests, carry)[0], None
 
     state, _ = jax.lax.scan(body, state, None, length=num_micro_steps)
-    return end_of_chunk(static, params, requests, state)
+    return end_of_chunk(static, params, requests, apply_pending(state))
 
 
 __all__ = ["advance", "end_of_chunk", "init_state", "is_done", "micro_step"]

@@ -120,7 +120,7 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
 
 def _priority_victim(event: Event, running: Bool[Array, " s"]) -> Int[Array, ""]:
     """Largest (priority, arrival time); ties to the first in the running list."""
-    columns = event.state.request[event.m]
+    columns = event.columns()
     mask = running
     for column in (Col.PRIORITY, Col.ARRIVAL_EPOCH, Col.ARRIVAL_US):
         key = columns[:, column]

@@ -159,7 +159,7 @@ class Paused:
 class Metrics:
     """Accumulated measurements of a lane. Definitions: docs/metrics.md."""
 
-    histograms: Int[Array, "c h b"]
+    histograms: Int[Array, " chb"]  # classes x `Hist` x bins, flat (a reshape inside the loop costs a copy)
     counts: Int[Array, " k"]  # low 30 bits
     counts_high: Int[Array, " k"]  # multiples of 2^30
     class_finished: Int[Array, " c"]  # measured requests that finished
@@ -181,6 +181,28 @@ class Record:
     scheduled_tokens: Int[Array, " n"]
 
 
+NUM_SCALARS = len(Instance.__dataclass_fields__)
+#: Columns of `request` that one micro-step can write: refilled or admitted, preempted (twice), first token.
+MAX_COLUMN_WRITES = 4
+
+
+@struct.dataclass
+class PendingWrites:
+    """What the last micro-step writes to `State.request` and `State.instance`.
+
+    Applied before anything reads them again: a write in the middle of a micro-step, with reads of the old values scheduled
+    after it, makes XLA copy the whole array, twice per micro-step (measured: half of the time).
+    """
+
+    instance: Int[Array, " 4"]  # request columns: instance (out of range = no write), slot, values
+    slot: Int[Array, " 4"]
+    values: Int[Array, "4 16"]
+    joined: Int[Array, ""]  # instance that an arrival joined, out of range = none
+    change: Int[Array, " 16"]  # ... and what that adds to its scalars
+    event: Int[Array, ""]  # instance of the event
+    scalars: Int[Array, " 16"]  # ... and its scalars after it
+
+
 @struct.dataclass
 class State:
     """One lane."""
@@ -192,7 +214,8 @@ class State:
     run_used: Int[Array, "m k"]  # KV blocks used during each step of the run (only if the router reads them)
     slots: Int[Array, "m 8 s"]  # the fields of `Slots`, in their order
     request: Int[Array, "m s 16"]  # columns: `Col`
-    instance: Int[Array, "m i"]  # the fields of `Instance`, in their order
+    pending_writes: PendingWrites  # applied at the start of the next micro-step
+    instance: Int[Array, "16 m"]  # the fields of `Instance`, in their order
     queue: Int[Array, "m q w"]  # FIFO entries: request row, or -(slot + 1) for a preempted one; wider with sessions
     paused: Paused
     arrivals: Int[Array, ""]  # programs that have arrived
@@ -201,6 +224,7 @@ class State:
     view: Int[Array, "5 m"]  # the routers' delayed view
     locked: Int[Array, ""]  # instance whose event is under way, -1 = none
     phase: Int[Array, ""]
+    passed: Int[Array, ""]  # last instance whose event at `now` was taken, -1 = none (runs: whose step ends are past)
     budget: Int[Array, ""]  # tokens left in the schedule() call under way
     preempted: Int[Array, ""]  # 1: this call preempted under memory pressure
     admitted: Int[Array, ""]  # requests this call admitted
@@ -234,7 +258,16 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         run_used=zeros(m, k if static.route_by_blocks else 0),
         slots=jnp.stack([full(EMPTY_SLOT[name], m, s) for name in Slots.__dataclass_fields__], axis=1),
         request=zeros(m, s, len(Col)),
-        instance=zeros(m, len(Instance.__dataclass_fields__)).at[:, 0].set(params.usable_blocks),
+        pending_writes=PendingWrites(
+            instance=full(m, MAX_COLUMN_WRITES),
+            slot=zeros(MAX_COLUMN_WRITES),
+            values=zeros(MAX_COLUMN_WRITES, len(Col)),
+            joined=full(m),
+            change=zeros(NUM_SCALARS),
+            event=full(m),
+            scalars=zeros(NUM_SCALARS),
+        ),
+        instance=zeros(NUM_SCALARS, m).at[0].set(params.usable_blocks),
         queue=zeros(m, static.queue_capacity, QUEUE_WIDTH_SESSIONS if static.num_paused else 1),
         paused=Paused(
             request=full(-1, static.num_paused),
@@ -249,6 +282,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         view=zeros(5, m),
         locked=full(-1),
         phase=zeros(),
+        passed=full(-1),
         budget=zeros(),
         preempted=zeros(),
         admitted=zeros(),
@@ -259,7 +293,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         stalled=zeros(),
         flags=zeros(),
         metrics=Metrics(
-            histograms=zeros(static.num_classes, len(Hist), NUM_BINS),
+            histograms=zeros(static.num_classes * len(Hist) * NUM_BINS),
             counts=zeros(len(Count)),
             counts_high=zeros(len(Count)),
             class_finished=zeros(static.num_classes),

@@ -187,6 +187,8 @@ def fit_terms(rows: Sequence[Measurement]) -> Terms:
         np.float64,
     )
     knots = np.unique(tokens)
+    if len(knots) == 1:  # nothing is known of other sizes: a flat table
+        knots = np.append(knots, knots + 1)
     if len(knots) > MAX_CANDIDATE_KNOTS:
         knots = np.unique(np.quantile(knots, np.linspace(0, 1, MAX_CANDIDATE_KNOTS), method="nearest"))
     if len(knots) > NUM_SEGMENTS + 1:

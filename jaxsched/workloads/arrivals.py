@@ -7,7 +7,8 @@ silences too), so two loads of one seed are the same workload at two speeds.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,13 @@ MAX_GAP_US = 2147483520.0
 
 class ArrivalProcess:
     """Stationary gaps with mean 1."""
+
+    #: Whether the rate drifts slowly, with a strength that `with_drift` sets.
+    drifts: ClassVar[bool] = False
+
+    def with_drift(self, sigma: float) -> ArrivalProcess:
+        """The process with another log-sd of its drift; only where `drifts`."""
+        raise NotImplementedError
 
     def gaps(self, key: Array, num: int) -> Float[Array, " num"]:
         """float32 gaps before arrivals 0..num-1, in units of the mean gap."""
@@ -58,6 +66,11 @@ class DriftingRenewal(ArrivalProcess):
     memory_requests: float
     block_requests: int = 64
 
+    drifts: ClassVar[bool] = True
+
+    def with_drift(self, sigma: float) -> DriftingRenewal:
+        return replace(self, sigma=sigma)
+
     def gaps(self, key: Array, num: int) -> Float[Array, " num"]:
         return Renewal(self.gap).gaps(key, num) * drift(key, num, self.sigma, self.memory_requests, self.block_requests)
 
@@ -77,6 +90,11 @@ class OnOff(ArrivalProcess):
     sigma: float = 0.0
     memory_requests: float = 200.0
     block_requests: int = 16
+
+    drifts: ClassVar[bool] = True
+
+    def with_drift(self, sigma: float) -> OnOff:
+        return replace(self, sigma=sigma)
 
     @functools.cached_property
     def mean_gap(self) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.special import gammaincinv, ndtr, ndtri
+from scipy.special import gammaincinv, ndtri
 
 from jaxsched.workloads.keyed import Words, exponential, normal, uniform
 
@@ -135,27 +135,30 @@ class QuantileTable(Law):
 
 @dataclass(frozen=True)
 class Gamma(Law):
-    """Gamma with mean `scale` and coefficient of variation `cv`, through a table of 64 exact quantiles.
+    """Gamma with mean `scale` and coefficient of variation `cv`, through a table of 40 exact quantiles.
 
-    The table is linear between knots of the exponential score ``-log(1 - u)``, in which gamma quantiles are close to
-    straight lines, and is scaled to the exact mean. The error of the distribution function is below 0.002.
+    The logarithm of the quantile is nearly linear in the logarithm of the exponential score ``-log(1 - u)`` (slope 1/shape
+    at small values, 1 in the tail), so linear interpolation between knots of the two is accurate for any shape: the error
+    of the distribution function is below 0.002 for gaps above 1e-4 of the mean. The table is scaled to the exact mean.
     """
 
     cv: float
     scale: float = 1.0
 
     def sample(self, words: Words) -> Float[Array, "*n"]:
-        knots, values = self._table
-        return jnp.float32(self.scale) * _ramps(exponential(words[0]), knots, values)
+        knots, log_values = self._table
+        return jnp.float32(self.scale) * jnp.exp(_ramps(jnp.log(exponential(words[0])), knots, log_values))
 
     @functools.cached_property
     def _table(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         shape = self.cv**-2.0
-        knots = np.concatenate([[0.0], np.geomspace(2e-3, 17.0, 63)])
-        values = gammaincinv(shape, -np.expm1(-knots)) / shape
-        segment = np.diff(values) / np.diff(knots)  # E = sum of slopes times the probability mass to the right
-        mean = values[0] + np.sum(segment * (np.exp(-knots[:-1]) - np.exp(-knots[1:])))
-        return tuple(knots.tolist()), tuple((values / mean).tolist())
+        # All scores that 23-bit uniforms can give; finer where the slope turns.
+        knots = np.concatenate([np.linspace(np.log(5e-8), np.log(0.02), 10), np.linspace(np.log(0.02), np.log(17.0), 31)[1:]])
+        values = gammaincinv(shape, -np.expm1(-np.exp(knots))) / shape
+        log_values = np.log(np.maximum(values, 1e-30))
+        score = -np.log1p(-(np.arange(_GRID) + 0.5) / _GRID)
+        mean = np.exp(np.interp(np.log(score), knots, log_values)).mean()
+        return tuple(knots.tolist()), tuple((log_values - np.log(mean)).tolist())
 
     @property
     def mean(self) -> float:
@@ -185,11 +188,6 @@ class Discrete(Law):
 def zipf(num_items: int, exponent: float) -> Discrete:
     """Zipf over 1..num_items: probability proportional to ``rank ** -exponent``."""
     return Discrete(tuple(float((k + 1) ** -exponent) for k in range(num_items)))
-
-
-def normal_cdf(score: float) -> float:
-    """Phi(score), for documenting tables."""
-    return float(ndtr(score))
 
 
 def _ramps(x: Float[Array, "*n"], knots: tuple[float, ...], values: tuple[float, ...]) -> Float[Array, "*n"]:

@@ -10,16 +10,15 @@ from __future__ import annotations
 from jaxsched.workloads.arrivals import DriftingRenewal, OnOff, Renewal, TickBatches
 from jaxsched.workloads.generate import RequestSpec, SessionSpec
 from jaxsched.workloads.laws import (
-    Constant,
     Discrete,
     Exponential,
     Gamma,
-    Hyperexponential,
     LogNormalMixture,
     QuantileTable,
     zipf,
 )
 from jaxsched.workloads.presets import Preset
+from jaxsched.workloads.renewal import RenewalSpec
 
 _POISSON = Renewal(Exponential())
 
@@ -97,7 +96,7 @@ MOONCAKE_CONV = Preset(
     "Long-context chat: Poisson batches of about 10 per 3 s tick; prompts of about 12,000 tokens, answers of about 350",
     "Mooncake FAST'25 conversation",
     RequestSpec(
-        arrivals=TickBatches(DriftingRenewal(Exponential(), sigma=0.1, memory_requests=4000.0), batch_mean=9.81),
+        arrivals=TickBatches(DriftingRenewal(Exponential(), sigma=0.15, memory_requests=4000.0), batch_mean=9.81),
         prompt=MOONCAKE_PROMPT,
         output=MOONCAKE_OUTPUT,
     ),
@@ -212,8 +211,15 @@ REASONING_R1 = Preset(
     RequestSpec(
         # Log rate of 10-minute windows: sd 0.46, lag-1 ACF 0.90, so a memory of 5,500 s or 80,000 requests.
         arrivals=DriftingRenewal(Gamma(cv=1.02), sigma=0.46, memory_requests=80_000.0),
-        prompt=LogNormalMixture(((0.51, 4.29, 1.27), (0.49, 6.53, 1.82)), high=57_000.0),  # KS 0.042
-        output=LogNormalMixture(((0.52, 6.36, 0.71), (0.48, 7.81, 0.95)), high=32_768.0),  # KS 0.019
+        prompt=QuantileTable(  # KS 0.011
+            (-3.3, -1.359, -0.854, -0.349, 0.078, 0.272, 0.388, 0.505, 0.699, 0.854, 1.009, 1.708, 2.252, 3.3),
+            (1.253, 2.809, 3.575, 4.487, 5.545, 5.61, 5.967, 6.105, 6.9, 7.061, 7.191, 9.215, 10.097, 10.528),
+        ),
+        output=QuantileTable(  # KS 0.006
+            (-3.3, -1.087, -0.544, 0.194, 0.427, 0.738, 0.971, 1.592, 2.407, 3.3),
+            (4.379, 5.877, 6.316, 7.179, 7.419, 7.939, 8.242, 8.888, 9.627, 10.078),
+        ),
+        max_output_tokens=32_768,
     ),
     rate_per_s=14.6,
 )
@@ -328,13 +334,15 @@ CHAT_SESSIONS = Preset(
 
 # -- Queueing theory: sizes are output tokens with a mean so large that rounding does not matter ---------------------
 
-_MEAN_SIZE = 10_000.0
-
-
-def _queue(name: str, summary: str, output: Constant | Exponential | Hyperexponential) -> Preset:
-    spec = RequestSpec(arrivals=_POISSON, prompt=Constant(1.0), output=output)
-    return Preset(name, summary, "queueing theory", spec, rate_per_s=1.0)
-
+_QUEUES = tuple(
+    Preset(name, summary, "queueing theory", spec, rate_per_s=1.0)
+    for name, summary, spec in (
+        ("renewal", "Renewal arrivals and independent sizes; options choose the two laws", RenewalSpec()),
+        ("mm1", "Poisson arrivals, exponential sizes", RenewalSpec(size="exponential")),
+        ("md1", "Poisson arrivals, constant sizes", RenewalSpec(size="constant")),
+        ("mh1", "Poisson arrivals, hyperexponential sizes (squared CV 4)", RenewalSpec(size="hyperexponential")),
+    )
+)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -353,13 +361,6 @@ PRESETS: dict[str, Preset] = {
         SWE_TOOL,
         TAU_LIKE,
         CHAT_SESSIONS,
-        _queue(
-            "renewal",
-            "Renewal arrivals and independent sizes of any law (options interarrival, size)",
-            Exponential(_MEAN_SIZE),
-        ),
-        _queue("mm1", "Poisson arrivals, exponential sizes", Exponential(_MEAN_SIZE)),
-        _queue("md1", "Poisson arrivals, constant sizes", Constant(_MEAN_SIZE)),
-        _queue("mh1", "Poisson arrivals, hyperexponential sizes (squared CV 4)", Hyperexponential(4.0, _MEAN_SIZE)),
+        *_QUEUES,
     )
 }

@@ -6,9 +6,10 @@ The numbers live in `jaxsched/workloads/preset_specs.py`; this module is the int
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,14 @@ from jaxtyping import Array
 
 from jaxsched.errors import UserError
 from jaxsched.sim.requests import Requests
-from jaxsched.workloads.arrivals import DriftingRenewal, Renewal
 from jaxsched.workloads.generate import RequestSpec, SessionSpec, generate_requests, generate_sessions
-from jaxsched.workloads.laws import Constant, Exponential, Gamma, Hyperexponential, Law
+from jaxsched.workloads.names import nearest
+from jaxsched.workloads.renewal import RenewalSpec
 
-#: Options every preset takes besides the fields of its specification.
-_TRACED = ("prediction_sigma",)
-_SAMPLE_PROGRAMS = {RequestSpec: 1 << 17, SessionSpec: 1 << 11}
-_INTERARRIVAL = ("exponential", "deterministic", "gamma")
-_SIZES = ("constant", "exponential", "hyperexponential")
-_RENEWAL_OPTIONS = ("interarrival", "cv", "size", "scv", "mean_output_tokens", "prompt_tokens")
+Spec = RequestSpec | SessionSpec | RenewalSpec
+
+#: Programs in the sample that the means are taken from.
+_SAMPLE_REQUESTS, _SAMPLE_SESSIONS = 1 << 17, 1 << 11
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,18 @@ class Preset:
     name: str
     summary: str
     source: str  # where its numbers come from
-    spec: RequestSpec | SessionSpec
+    spec: Spec
     rate_per_s: float  # programs per second in the source; the default load
 
     @property
     def options(self) -> tuple[str, ...]:
         """Names that `generate` accepts as overrides."""
-        fields = [f.name for f in dataclasses.fields(self.spec) if isinstance(getattr(self.spec, f.name), int | float)]
-        extra = ["drift_sigma"] if isinstance(self.spec.arrivals, DriftingRenewal) else []
-        extra += list(_RENEWAL_OPTIONS) if self.name in _RENEWAL_FAMILY else []
-        return (*_TRACED, *fields, *extra)
+        scalars = int | float | str
+        fields = [f.name for f in dataclasses.fields(self.spec) if isinstance(getattr(self.spec, f.name), scalars)]
+        if getattr(self.spec, "paired_prompt", None) is None:
+            fields = [name for name in fields if name != "paired"]
+        drifts = not isinstance(self.spec, RenewalSpec) and self.spec.arrivals.drifts
+        return ("prediction_sigma", *fields, *(["drift_sigma"] if drifts else []))
 
     @property
     def max_turns(self) -> int:
@@ -106,7 +107,7 @@ class Preset:
 
     @functools.cached_property
     def _means(self) -> tuple[float, float, float]:
-        num = _SAMPLE_PROGRAMS[type(self.spec)]
+        num = _SAMPLE_SESSIONS if isinstance(self.spec, SessionSpec) else _SAMPLE_REQUESTS
         table = _generate(self.spec, jax.random.key(0), num, jnp.float32(self.rate_per_s), jnp.float32(0.0))
         used = np.zeros(self.num_rows(num), bool)
         following = np.asarray(table.next_turn)
@@ -135,11 +136,11 @@ class Preset:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _generate(
-    spec: RequestSpec | SessionSpec, key: Array, num_programs: int, rate_per_s: Array, sigma: Array
-) -> Requests:
-    make = generate_sessions if isinstance(spec, SessionSpec) else generate_requests
-    return make(spec, key, num_programs, rate_per_s, sigma)
+def _generate(spec: Spec, key: Array, num_programs: int, rate_per_s: Array, sigma: Array) -> Requests:
+    if isinstance(spec, SessionSpec):
+        return generate_sessions(spec, key, num_programs, rate_per_s, sigma)
+    requests = spec.requests() if isinstance(spec, RenewalSpec) else spec
+    return generate_requests(requests, key, num_programs, rate_per_s, sigma)
 
 
 def list_presets() -> tuple[str, ...]:
@@ -155,75 +156,38 @@ def get_preset(name: str) -> Preset:
 
     if name not in PRESETS:
         raise UserError(
-            f"unknown workload preset {name!r}", expected=f"one of {', '.join(PRESETS)}", hint=_nearest(name, PRESETS)
+            f"unknown workload preset {name!r}", expected=f"one of {', '.join(PRESETS)}", hint=nearest(name, PRESETS)
         )
     return PRESETS[name]
 
 
-_RENEWAL_FAMILY = ("renewal", "mm1", "md1", "mh1")
-
-
-def _apply(preset: Preset, overrides: dict) -> RequestSpec | SessionSpec:
+def _apply(preset: Preset, overrides: Mapping[str, Any]) -> Spec:
     """The preset's specification with overrides put in."""
-    unknown = [k for k in overrides if k not in preset.options]
-    if unknown:
-        raise UserError(
-            f"unknown option {unknown[0]!r}",
-            where=f"preset {preset.name}",
-            expected=f"one of {', '.join(preset.options)}",
-            hint=_nearest(unknown[0], preset.options),
-        )
-    overrides = dict(overrides)
-    spec = preset.spec
-    if "drift_sigma" in overrides:
-        spec = dataclasses.replace(
-            spec, arrivals=dataclasses.replace(spec.arrivals, sigma=overrides.pop("drift_sigma"))
-        )
-    if preset.name in _RENEWAL_FAMILY:
-        spec = _renewal(spec, {k: overrides.pop(k) for k in _RENEWAL_OPTIONS if k in overrides}, preset.name)
-    return dataclasses.replace(spec, **overrides)
-
-
-def _renewal(spec: RequestSpec, options: dict, name: str) -> RequestSpec:
-    """Put the laws of a queueing-theory experiment into a request specification."""
-    scale = float(options.get("mean_output_tokens", spec.output.mean))
-    interarrival: dict[str, Law] = {"exponential": Exponential(), "deterministic": Constant()}
-    if options.get("interarrival") == "gamma" or "cv" in options:
-        interarrival["gamma"] = Gamma(cv=float(options.get("cv", 1.0)))
-        options.setdefault("interarrival", "gamma")
-    sizes: dict[str, Law] = {
-        "constant": Constant(scale),
-        "exponential": Exponential(scale),
-        "hyperexponential": Hyperexponential(scv=float(options.get("scv", 4.0)), scale=scale),
-    }
-    for option, known in (("interarrival", _INTERARRIVAL), ("size", _SIZES)):
-        if option in options and options[option] not in known:
+    for name, value in overrides.items():
+        if name not in preset.options:
             raise UserError(
-                f"{option} {options[option]!r}",
-                where=f"preset {name}",
-                expected=f"one of {', '.join(known)}",
-                hint=_nearest(str(options[option]), known),
+                f"unknown option {name!r}",
+                where=f"preset {preset.name}",
+                expected=f"one of {', '.join(preset.options)}",
+                hint=nearest(name, preset.options),
             )
-    arrivals = Renewal(interarrival[options["interarrival"]]) if "interarrival" in options else spec.arrivals
-    output = (
-        sizes[options["size"]]
-        if "size" in options
-        else dataclasses.replace(spec.output, **_scaled(spec.output, scale, options))
-    )
-    prompt = Constant(float(options["prompt_tokens"])) if "prompt_tokens" in options else spec.prompt
-    return dataclasses.replace(spec, arrivals=arrivals, output=output, prompt=prompt)
+        _check_option(preset, name, value)
+    changes = dict(overrides)
+    spec = preset.spec
+    if "drift_sigma" in changes and not isinstance(spec, RenewalSpec):
+        spec = dataclasses.replace(spec, arrivals=spec.arrivals.with_drift(float(changes.pop("drift_sigma"))))
+    return dataclasses.replace(spec, **changes)
 
 
-def _scaled(law: Law, scale: float, options: dict) -> dict[str, float]:
-    """Field changes that give `law` another mean (and another scv where it has one)."""
-    if isinstance(law, Constant):
-        return {"value": scale}
-    changes = {"scale": scale}
-    if isinstance(law, Hyperexponential) and "scv" in options:
-        changes["scv"] = float(options["scv"])
-    return changes
-
-
-def _nearest(name: str, known) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {match[0]!r}?" if match else ""
+def _check_option(preset: Preset, name: str, value: Any) -> None:
+    """Refuse a value of another kind than the option's default."""
+    current = getattr(preset.spec, name, 0.0)
+    if isinstance(current, str):
+        fits, kind = isinstance(value, str), "a name"
+    elif isinstance(current, int):
+        fits, kind = isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a whole number >= 1"
+    else:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value < float("inf")
+        kind = "a finite number >= 0"
+    if not fits:
+        raise UserError(f"{name} {value!r}", where=f"preset {preset.name}", expected=kind)

@@ -233,13 +233,14 @@ class Workload:
         order = np.lexsort((turns, program))
         row, program, turns = row[order], program[order], turns[order]
         plain = ("prompt_tokens", "output_tokens", "predicted_tokens", "klass", "priority")
+        rest: dict[str, Any] = {k: table[k][row] for k in plain}
         return cls.build(
             name,
             arrival_us=join_us(table["arrival_epoch"], table["arrival_us"])[program],
             program=program,
             turn=turns,
             pause_us=np.where(turns == 0, 0, join_us(table["pause_epoch"], table["pause_us"])[row]),
-            **_columns({k: table[k][row] for k in plain}),
+            **rest,
         )
 
     # -- helpers ---------------------------------------------------------------------------------------------------
@@ -295,11 +296,6 @@ def stack(workloads: Sequence[Workload], pad_to: int | None = None) -> Requests:
     size = max(len(w) for w in workloads) if pad_to is None else pad_to
     lanes = [w._device_columns(size) for w in workloads]
     return Requests(**{k: jnp.asarray(np.stack([lane[k] for lane in lanes])) for k in lanes[0]})
-
-
-def _columns(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The same mapping, for ``**`` calls: a type checker cannot know that the keys name only columns."""
-    return dict(values)
 
 
 def _check_positive(value: float, name: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxsched.errors import UserError
+from jaxsched.workloads.names import nearest
 from jaxsched.workloads.readers import (
     agentic_v2,
     azure,
@@ -24,7 +25,7 @@ from jaxsched.workloads.readers import (
     vidur,
     weka,
 )
-from jaxsched.workloads.readers.text import first_line, nearest
+from jaxsched.workloads.readers.text import first_line
 from jaxsched.workloads.table import Workload
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxsched.errors import UserError
-from jaxsched.workloads.readers.text import empty_file, line_chunks, nearest
+from jaxsched.workloads.names import nearest
+from jaxsched.workloads.readers.text import empty_file, line_chunks
 
 #: A column's type: "int", "float", "text" (bytes), or a vectorised parser of a bytes column that raises ValueError.
 Kind = str | Callable[[np.ndarray], np.ndarray]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxsched.errors import UserError
+from jaxsched.workloads.names import nearest
 from jaxsched.workloads.readers.csv import check_at_least, read_csv
-from jaxsched.workloads.readers.text import check_monotone, nearest, to_us
+from jaxsched.workloads.readers.text import check_monotone, to_us
 from jaxsched.workloads.table import Workload
 
 HEADER = ("arrival_s", "prompt_tokens", "output_tokens")
@@ -40,11 +42,12 @@ def read(path: Path, *, columns: Mapping[str, str] | None = None, time_unit: str
     for name, low in (("prompt_tokens", 1), ("output_tokens", 1), ("klass", 0), ("predicted_tokens", 1)):
         if names[name] in found:
             check_at_least(path, line, names[name], found[names[name]], low)
+    rest: dict[str, Any] = {name: found[names[name]] for name in (*HEADER[1:], *_OPTIONAL) if names[name] in found}
     return Workload.build(
         path.stem,
         arrival_us=to_us(time, _UNITS[time_unit]),
         line=line,
         source=str(path),
         format="lengths_csv",
-        **_columns({name: found[names[name]] for name in (*HEADER[1:], *_OPTIONAL) if names[name] in found},
+        **rest,
     )

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxsched.errors import UserError
+from jaxsched.workloads.names import nearest
 from jaxsched.workloads.readers.csv import check_at_least, read_headerless_csv
-from jaxsched.workloads.readers.text import check_monotone, empty_file, nearest, open_bytes
+from jaxsched.workloads.readers.text import check_monotone, empty_file, open_bytes
 from jaxsched.workloads.table import Workload
 
 _KINDS = {"timestamp": "float", "rate": "float", "cv": "float", "pattern": "text", "shape": "float", "scale": "float"}

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
 from jaxsched.errors import UserError
+from jaxsched.workloads.names import nearest
 
 _CHUNK_BYTES = 8 << 20
 _MISSING: Any = object()
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the closest known name, or an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {match[0]!r}?" if match else ""
-
-
 def open_bytes(path: Path) -> IO[bytes]:
     """The file opened for reading bytes, unpacked when its name ends in .gz. UserError when it cannot be opened."""
     try:
-        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
     except OSError as problem:
         raise UserError(f"cannot be read: {problem.strerror}", where=str(path), expected="a readable file") from None
 
 
 def line_chunks(path: Path, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[tuple[int, list[bytes]]]:
-    """Runs of whole lines: (number of the first, from 1; lines without their ends). Blank lines at the end are dropped."""
+    """Runs of whole lines: (number of the first, from 1; lines without their ends), without blank ones at the end."""
     first, rest, blank = 1, b"", 0
     with open_bytes(path) as file:
         while True:
             try:
                 block = file.read(chunk_bytes)
-            except (OSError, EOFError) as problem:
+            except (OSError, EOFError, zlib.error) as problem:
                 raise UserError(
                     f"cannot be unpacked: {problem}", where=str(path), expected="a whole .gz file"
                 ) from None

@@ -1,0 +1,53 @@
+"""Settings every test runs under: CPU, two host devices, a compilation cache shared by workers, few threads each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports JAX, and in the environment, so that subprocesses of tests inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the `gpu` tests: JAX_PLATFORMS=cuda,cpu pytest -m gpu
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")  # so that code sharded over devices really is
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One XLA thread per device and worker; the workers fill the cores. (XLA reads NPROC for the size of its pool.)
+    for name in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+import jax
+import pytest
+
+# The same again through JAX: a plugin may have imported it, and so read the environment, before this file ran.
+for option in ("jax_platforms", "jax_compilation_cache_dir"):
+    jax.config.update(option, os.environ[option.upper()])
+jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+)
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):  # JAX refuses both at once
+    jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run tests at full size, e.g. all 10,000 random clusters")
+
+
+@pytest.fixture(scope="session")
+def full_size(request: pytest.FixtureRequest) -> bool:
+    """Whether `--full` was given: a test with a size to choose takes its full one, else a reduced one."""
+    return request.config.getoption("--full")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests where there is none."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not _has_gpu():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="JAX sees no GPU (JAX_PLATFORMS=cuda,cpu pytest -m gpu)"))
+
+
+def _has_gpu() -> bool:
+    try:
+        return bool(jax.devices("gpu"))
+    except RuntimeError:  # JAX's way of saying that the backend is not there
+        return False

@@ -1,0 +1,111 @@
+"""Laws and arrival processes against their closed forms."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from jaxsched.sim.clock import join_us
+from jaxsched.workloads import keyed
+from jaxsched.workloads.arrivals import MAX_GAP_US, DriftingRenewal, Renewal, TickBatches, accumulate_us
+from jaxsched.workloads.laws import (
+    Constant,
+    Discrete,
+    Exponential,
+    Gamma,
+    Hyperexponential,
+    LogNormalMixture,
+    QuantileTable,
+    zipf,
+)
+
+NUM = 200_000
+
+
+def sample(law, num: int = NUM) -> np.ndarray:
+    words = keyed.draw(keyed.stream_key(jax.random.key(1), 0), jnp.arange(num, dtype=jnp.int32))
+    return np.asarray(law.sample(words), np.float64)
+
+
+def ks(values: np.ndarray, cdf) -> float:
+    """Kolmogorov-Smirnov distance of a sample from a continuous distribution function."""
+    values = np.sort(values)
+    return float(np.abs(cdf(values) - (np.arange(len(values)) + 0.5) / len(values)).max())
+
+
+@pytest.mark.parametrize("cv", [0.3, 0.7, 1.07, 1.19, 2.0, 4.0])
+def test_gamma_tables_follow_the_gamma_law(cv):
+    values = sample(Gamma(cv))
+    shape = cv**-2
+    above = values[values > 1e-4]  # of a very bursty law half the gaps are practically zero
+    share = reference.gamma.cdf(1e-4, shape, scale=1 / shape)
+    assert len(above) / NUM == pytest.approx(1 - share, abs=0.004)
+    conditional = lambda x: (reference.gamma.cdf(x, shape, scale=1 / shape) - share) / (1 - share)  # noqa: E731
+    assert ks(above, conditional) < 0.002 + 1.63 / np.sqrt(len(above))
+    assert values.mean() == pytest.approx(1.0, abs=4 * cv / np.sqrt(NUM))
+    assert values.std() == pytest.approx(cv, rel=0.03)
+
+
+@pytest.mark.parametrize("scv", [1.5, 4.0, 16.0])
+def test_hyperexponential_has_its_mean_and_variance(scv):
+    values = sample(Hyperexponential(scv, scale=100.0))
+    assert values.mean() == pytest.approx(100.0, abs=4 * 100 * np.sqrt(scv / NUM))
+    assert values.var() / 1e4 == pytest.approx(scv, rel=0.08)
+
+
+def test_exponential_and_constant():
+    assert ks(sample(Exponential(3.0)), lambda x: 1 - np.exp(-x / 3)) < 1.63 / np.sqrt(NUM)
+    assert (sample(Constant(2.5), 10) == 2.5).all()
+
+
+def test_mixture_and_table_means_are_those_of_their_samples():
+    mixture = LogNormalMixture(((0.3, 1.0, 0.5), (0.7, 3.0, 0.8)), low=2.0, high=80.0)
+    table = QuantileTable((-3.0, -1.0, 0.5, 3.0), (1.0, 2.0, 2.5, 6.0))
+    for law in (mixture, table, Discrete((0.5, 0.25, 0.25))):
+        values = sample(law)
+        assert values.mean() == pytest.approx(law.mean, abs=4 * values.std() / np.sqrt(NUM))
+    assert sample(mixture).min() >= 2.0 and sample(mixture).max() <= 80.0
+
+
+def test_quantile_table_reproduces_its_knots():
+    table = QuantileTable((-3.0, -1.0, 0.5, 3.0), (1.0, 2.0, 2.5, 6.0))
+    values = sample(table)
+    for score, log_value in ((-1.0, 2.0), (0.5, 2.5)):
+        assert np.quantile(values, reference.norm.cdf(score)) == pytest.approx(np.exp(log_value), rel=0.01)
+        assert table.quantile(reference.norm.cdf(score)) == pytest.approx(np.exp(log_value), rel=1e-6)
+
+
+def test_zipf_popularity_has_its_exponent():
+    counts = np.bincount(sample(zipf(27, 1.5)).astype(int))[1:]
+    assert counts[0] / counts[7] == pytest.approx(8**1.5, rel=0.06)
+    assert len(counts) == 27
+
+
+def test_accumulate_is_exact_across_epochs_and_wraps():
+    gaps = np.random.default_rng(0).integers(0, 2**31 - 1, 5000).astype(np.int32)
+    gaps[:3] = [0, 2**31 - 1, 2**31 - 1]
+    epoch, us = accumulate_us(jnp.asarray(gaps))
+    assert epoch.dtype == us.dtype == jnp.int32
+    np.testing.assert_array_equal(join_us(epoch, us), np.cumsum(gaps.astype(np.int64)))
+
+
+def test_gaps_longer_than_the_limit_are_cut_to_it():
+    gap = Renewal(Constant()).gaps_us(jax.random.key(0), 3, jnp.float32(1e12))
+    assert gap.tolist() == [int(MAX_GAP_US)] * 3
+
+
+def test_drift_keeps_the_mean_gap():
+    process = DriftingRenewal(Exponential(), sigma=0.4, memory_requests=100.0)
+    gaps = jax.vmap(lambda k: process.gaps(k, 20_000))(jax.random.split(jax.random.key(0), 32))
+    assert float(gaps.mean()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_tick_batches_are_the_inner_process_rounded_down_to_ticks():
+    key, mean_gap_us = jax.random.key(3), jnp.float32(305_810.4)
+    inner = np.cumsum(np.asarray(Renewal(Exponential()).gaps_us(key, 4000, mean_gap_us)).astype(np.int64))
+    batched = np.cumsum(np.asarray(TickBatches(Renewal(Exponential()), 9.81).gaps_us(key, 4000, mean_gap_us)).astype(np.int64))
+    tick = int(np.rint(np.float32(9.81) * np.float32(mean_gap_us)))
+    np.testing.assert_array_equal(batched, inner // tick * tick)
