@@ -61,5 +61,5 @@ ci: ## what continuous integration runs
 	@.ci/run
 
 clean: ## remove .venv, caches and outputs
-	rm -rf "$(VENV)" .cache .pytest_cache .ruff_cache .hypothesis build dist demo
+	rm -rf "$(VENV)" .venv-new .cache .pytest_cache .ruff_cache .hypothesis build dist demo
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -19,11 +19,16 @@ fail() { # fail MESSAGE HINT
 }
 
 # What the environment was made from: other requirements, another place (environments do not survive a move) or another
-# interpreter make it stale.
+# interpreter, if one is asked for, make it stale.
 fingerprint() {
-    printf 'folder %s\npython %s\n' "$PWD" "$requested"
+    printf 'python %s\nfolder %s\n' "$requested" "$PWD"
     cksum pyproject.toml scripts/setup.sh
 }
+
+if [ -z "$requested" ] && [ -f "$stamp" ]; then # as last time, unless that one is gone
+    read -r _ before <"$stamp" || true
+    "${before:-false}" -c '' 2>/dev/null && requested=$before
+fi
 
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ] && "$venv/bin/python" -c '' 2>/dev/null; then
     exit 0

@@ -68,7 +68,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     leaving = finished
     num_finished = count(finished)
     if static.timeouts:
-        expired = event.running_mask & ~complete & has_expired(event)
+        expired = event.running_mask & ~finished & has_expired(event)
         leaving = jnp.where(num_finished > 0, finished, expired)
         num_finished_or_expired = num_finished + count(expired)
     else:

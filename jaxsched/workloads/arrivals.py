@@ -19,8 +19,11 @@ from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.workloads.keyed import DRIFT, EVENT, GAP, draw, normal, stream_key, uniform
 from jaxsched.workloads.laws import Law
 
-#: Longest gap: the largest float32 below 2**31.
-MAX_GAP_US = 2147483520.0
+#: Times or durations as two int32 arrays: epochs of 2**30 us, and microseconds.
+TimePairs = tuple[Int[Array, " n"], Int[Array, " n"]]
+
+_TICK_BITS = 24
+_TICK_MASK = (1 << _TICK_BITS) - 1
 
 
 class ArrivalProcess:
@@ -37,10 +40,9 @@ class ArrivalProcess:
         """float32 gaps before arrivals 0..num-1, in units of the mean gap."""
         raise NotImplementedError
 
-    def gaps_us(self, key: Array, num: int, mean_gap_us: Float[Array, ""]) -> Int[Array, " num"]:
-        """int32 gaps in microseconds (at most `MAX_GAP_US`), for a mean gap that may be traced."""
-        gap = self.gaps(key, num) * mean_gap_us
-        return jnp.minimum(jnp.rint(gap), jnp.float32(MAX_GAP_US)).astype(jnp.int32)
+    def gap_times(self, key: Array, num: int, mean_gap_us: Float[Array, ""]) -> TimePairs:
+        """int32 ``(epoch, us)`` of the gaps, to the nearest microsecond, for a mean gap that may be traced."""
+        return split_gap(self.gaps(key, num) * mean_gap_us)
 
 
 @dataclass(frozen=True)
@@ -123,21 +125,25 @@ class TickBatches(ArrivalProcess):
     batch_mean: float
 
     def gaps(self, key: Array, num: int) -> Float[Array, " num"]:
-        return self.gaps_us(key, num, jnp.float32(1e6)).astype(jnp.float32) / jnp.float32(1e6)
+        return self._ticks_passed(key, num).astype(jnp.float32) * jnp.float32(self.batch_mean)
 
-    def gaps_us(self, key: Array, num: int, mean_gap_us: Float[Array, ""]) -> Int[Array, " num"]:
-        tick_us = jnp.maximum(jnp.rint(self.batch_mean * mean_gap_us), 1.0).astype(jnp.int32)
-        gap_us = self.inner.gaps_us(key, num, mean_gap_us)
-        ticks, rest = gap_us // tick_us, gap_us % tick_us
+    def gap_times(self, key: Array, num: int, mean_gap_us: Float[Array, ""]) -> TimePairs:
+        passed = self._ticks_passed(key, num)
+        tick_epoch, tick_us = split_gap(self.batch_mean * mean_gap_us)
+        high, low = passed * (tick_us >> 15), passed * (tick_us & 0x7FFF)  # passed * tick_us without overflow
+        return passed * tick_epoch + (high >> 15), ((high & 0x7FFF) << 15) + low
+
+    def _ticks_passed(self, key: Array, num: int) -> Int[Array, " num"]:
+        """Ticks between successive arrivals. Counted in 2**-24 of a tick, so the batches are the same at every load."""
+        part = self.inner.gaps(key, num) * jnp.float32(2**_TICK_BITS / self.batch_mean)
+        part = jnp.minimum(jnp.rint(part), jnp.float32(2**31 - 128)).astype(jnp.int32)
 
         def add(a, b):
             rest = a[1] + b[1]
-            carry = (rest >= tick_us).astype(jnp.int32)
-            return a[0] + b[0] + carry, rest - carry * tick_us
+            return a[0] + b[0] + (rest >> _TICK_BITS), rest & _TICK_MASK
 
-        tick, _ = jax.lax.associative_scan(add, (ticks, rest))
-        passed = tick - jnp.concatenate([jnp.zeros(1, jnp.int32), tick[:-1]])
-        return passed * tick_us
+        tick, _ = jax.lax.associative_scan(add, (part >> _TICK_BITS, part & _TICK_MASK))
+        return tick - jnp.concatenate([jnp.zeros(1, jnp.int32), tick[:-1]])
 
 
 def drift(key: Array, num: int, sigma: float, memory_requests: float, block_requests: int) -> Float[Array, " num"]:
@@ -156,14 +162,21 @@ def drift(key: Array, num: int, sigma: float, memory_requests: float, block_requ
     return jnp.repeat(jnp.exp(jnp.float32(sigma) * level - jnp.float32(0.5 * sigma**2)), block_requests)[:num]
 
 
-def accumulate_us(gap_us: Int[Array, " n"]) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
-    """Exact running sum of int32 gaps in ``[0, 2**31)``, as int32 ``(epoch, us)``.
+def split_gap(gap_us: Float[Array, "*n"]) -> tuple[Int[Array, "*n"], Int[Array, "*n"]]:
+    """float32 microseconds >= 0 to int32 ``(epoch, us)``, 0 <= us <= 2**30; both steps are exact in float32."""
+    epoch = jnp.floor(gap_us * jnp.float32(1.0 / EPOCH_US))
+    return epoch.astype(jnp.int32), jnp.rint(gap_us - epoch * jnp.float32(EPOCH_US)).astype(jnp.int32)
 
-    The sum is taken modulo 2**32 in uint32; one gap cannot pass 2**32, so a wrap shows as a sum smaller than the one
-    before.
+
+def accumulate(gaps: TimePairs) -> TimePairs:
+    """Exact running sum of gaps ``(epoch, us)`` with 0 <= us < 2**31, normalised to us < 2**30.
+
+    The microseconds are summed modulo 2**32 in uint32; one term is below 2**32, so a wrap shows as a sum smaller than the one
+    before it.
     """
+    gap_epoch, gap_us = gaps
     low = jnp.cumsum(gap_us.astype(jnp.uint32))
     before = jnp.concatenate([jnp.zeros(1, jnp.uint32), low[:-1]])
-    wraps = jnp.cumsum((low < before).astype(jnp.int32))
-    epoch = wraps * (1 << (32 - EPOCH_BITS)) + (low >> EPOCH_BITS).astype(jnp.int32)
+    wraps = (low < before).astype(jnp.int32)
+    epoch = jnp.cumsum(gap_epoch + wraps * (1 << (32 - EPOCH_BITS))) + (low >> EPOCH_BITS).astype(jnp.int32)
     return epoch, (low & jnp.uint32(EPOCH_US - 1)).astype(jnp.int32)

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxsched.sim.clock import EPOCH_US
 from jaxsched.sim.requests import Requests
-from jaxsched.workloads.arrivals import ArrivalProcess, accumulate_us
+from jaxsched.workloads.arrivals import ArrivalProcess, TimePairs, accumulate, split_gap
 from jaxsched.workloads.keyed import (
     EVENT,
     GROWTH,
@@ -170,11 +169,9 @@ def generate_sessions(
     )
 
 
-def _arrivals(
-    process: ArrivalProcess, key: Array, num: int, rate_per_s: Float[Array, ""]
-) -> tuple[Int[Array, " num"], Int[Array, " num"]]:
+def _arrivals(process: ArrivalProcess, key: Array, num: int, rate_per_s: Float[Array, ""]) -> TimePairs:
     mean_gap_us = jnp.float32(1e6) / jnp.asarray(rate_per_s, jnp.float32)
-    return accumulate_us(process.gaps_us(key, num, mean_gap_us))
+    return accumulate(process.gap_times(key, num, mean_gap_us))
 
 
 def _tokens(value: Float[Array, "*n"], limit: int) -> Int[Array, "*n"]:
@@ -194,7 +191,7 @@ def _predict(
 def _pauses(
     spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[Array, "t 1"]
 ) -> tuple[Int[Array, "t n"], Int[Array, "t n"]]:
-    """Pause before each turn, as (epoch, us). Dividing by a power of two keeps all 24 bits of the float32 seconds."""
+    """Pause before each turn, as (epoch, us)."""
     words = draw(stream_key(key, PAUSE), program, turn)
     kind = uniform(draw(stream_key(key, EVENT), program, turn)[1])
     weights = np.array([w for w, _ in spec.pauses])
@@ -202,10 +199,7 @@ def _pauses(
     seconds = spec.pauses[0][1].sample(words)
     for edge, (_, law) in zip(edges[:-1], spec.pauses[1:], strict=True):
         seconds = jnp.where(kind >= jnp.float32(edge), law.sample(words), seconds)
-    epochs = jnp.clip(seconds, 0.0, spec.max_pause_s) * jnp.float32(1e6 / EPOCH_US)
-    whole = jnp.floor(epochs)
-    us = jnp.minimum(((epochs - whole) * jnp.float32(EPOCH_US)).astype(jnp.int32), EPOCH_US - 1)
-    return whole.astype(jnp.int32), us
+    return split_gap(jnp.clip(seconds, 0.0, spec.max_pause_s) * jnp.float32(1e6))
 
 
 def _flat(table: Int[Array, "t n"]) -> Int[Array, " rows"]:

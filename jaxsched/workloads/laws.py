@@ -153,7 +153,9 @@ class Gamma(Law):
     def _table(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         shape = self.cv**-2.0
         # All scores that 23-bit uniforms can give; finer where the slope turns.
-        knots = np.concatenate([np.linspace(np.log(5e-8), np.log(0.02), 10), np.linspace(np.log(0.02), np.log(17.0), 31)[1:]])
+        knots = np.concatenate(
+            [np.linspace(np.log(5e-8), np.log(0.02), 10), np.linspace(np.log(0.02), np.log(17.0), 31)[1:]]
+        )
         values = gammaincinv(shape, -np.expm1(-np.exp(knots))) / shape
         log_values = np.log(np.maximum(values, 1e-30))
         score = -np.log1p(-(np.arange(_GRID) + 0.5) / _GRID)

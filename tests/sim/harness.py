@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsched.sim.arrivals import hash_bits
 from jaxsched.sim.clock import join_us, split_us
 from jaxsched.sim.machine import advance, init_state, is_done
 from jaxsched.sim.params import SimParams
@@ -54,6 +53,7 @@ def to_requests(workload: Workload, pad_to: int) -> Requests:
 
 
 def stack(trees):
+    """Trees of equal shapes with a leading lane axis."""
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(x) for x in leaves])), *trees)
 
 
@@ -75,47 +75,48 @@ def run_lanes(static: SimStatic, params: SimParams, requests: Requests) -> State
 
 
 def machine_records(state: State, lane: int, num: int) -> list[Record]:
-    """Records of one lane in the reference's form."""
-    rec = jax.tree.map(lambda x: np.asarray(x[lane]), state.record)
+    """Records of the first `num` rows of one lane in the reference's form."""
+    rec = jax.tree.map(lambda x: np.asarray(x[lane])[:num], state.record)
 
-    def time(pairs, row):
-        return int(join_us(*pairs[row])) if pairs[row, 0] >= 0 else -1
+    def times(pairs):
+        return np.where(pairs[:, 0] >= 0, join_us(pairs[:, 0], pairs[:, 1]), -1).tolist()
 
+    columns = zip(
+        range(num), rec.instance.tolist(), times(rec.arrival), times(rec.first_scheduled), times(rec.first_token),
+        times(rec.finish), rec.preemptions.tolist(), rec.scheduled_tokens.tolist(), rec.fate.tolist(), strict=True,
+    )  # fmt: skip
     return [
         Record(
-            row=row,
-            instance=int(rec.instance[row]),
-            arrival_us=time(rec.arrival, row),
-            first_scheduled_us=time(rec.first_scheduled, row),
-            first_token_us=time(rec.first_token, row),
-            finish_us=time(rec.finish, row),
-            preemptions=int(rec.preemptions[row]),
-            scheduled_tokens_total=int(rec.scheduled_tokens[row]),
-            fate=FATES[int(rec.fate[row])],
+            row=row, instance=instance, arrival_us=arrival, first_scheduled_us=first_scheduled,
+            first_token_us=first_token, finish_us=finish, preemptions=preemptions,
+            scheduled_tokens_total=scheduled_tokens, fate=FATES[fate],
         )
-        for row in range(num)
-    ]
+        for row, instance, arrival, first_scheduled, first_token, finish, preemptions, scheduled_tokens, fate in columns
+    ]  # fmt: skip
 
 
 def first_difference(reference: list[Record], machine: list[Record]) -> str:
-    """Empty if equal, else the first differing record (unfinished ones are compared by what both know)."""
+    """Empty if equal, else the first differing record (the machine books preemptions and tokens when a turn leaves)."""
     for theirs, ours in zip(reference, machine, strict=True):
         if theirs.fate == "unfinished":
-            ours = dataclasses.replace(ours, preemptions=theirs.preemptions, scheduled_tokens_total=theirs.scheduled_tokens_total)  # fmt: skip
-        if theirs.fate.startswith("rejected"):
-            ours = dataclasses.replace(ours, instance=theirs.instance)
+            ours = dataclasses.replace(
+                ours, preemptions=theirs.preemptions, scheduled_tokens_total=theirs.scheduled_tokens_total
+            )
         if theirs != ours:
             return f"\nreference {theirs}\nmachine   {ours}"
     return ""
 
 
+def _mix(x: int) -> int:
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
 def machine_uniform(seed: int):
-    """The machine's routing hash, for the reference."""
-    cache: dict[tuple[int, int], int] = {}
+    """The machine's routing hash (`jaxsched.sim.arrivals.hash_bits`) on Python integers, for the reference."""
 
     def uniform(row: int, draw: int) -> int:
-        if (row, draw) not in cache:
-            cache[row, draw] = int(hash_bits(jnp.int32(seed), jnp.int32(row), draw))
-        return cache[row, draw]
+        return _mix(_mix((seed * 0x9E3779B9 + draw) & 0xFFFFFFFF) ^ row) & 0x7FFFFFFF
 
     return uniform

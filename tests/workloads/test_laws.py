@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from jaxsched.sim.clock import join_us
+from jaxsched.sim.clock import EPOCH_US, join_us
 from jaxsched.workloads import keyed
-from jaxsched.workloads.arrivals import MAX_GAP_US, DriftingRenewal, Renewal, TickBatches, accumulate_us
+from jaxsched.workloads.arrivals import DriftingRenewal, Renewal, TickBatches, accumulate, split_gap
 from jaxsched.workloads.laws import (
     Constant,
     Discrete,
@@ -43,7 +43,7 @@ def test_gamma_tables_follow_the_gamma_law(cv):
     above = values[values > 1e-4]  # of a very bursty law half the gaps are practically zero
     share = reference.gamma.cdf(1e-4, shape, scale=1 / shape)
     assert len(above) / NUM == pytest.approx(1 - share, abs=0.004)
-    conditional = lambda x: (reference.gamma.cdf(x, shape, scale=1 / shape) - share) / (1 - share)  # noqa: E731
+    conditional = lambda x: (reference.gamma.cdf(x, shape, scale=1 / shape) - share) / (1 - share)
     assert ks(above, conditional) < 0.002 + 1.63 / np.sqrt(len(above))
     assert values.mean() == pytest.approx(1.0, abs=4 * cv / np.sqrt(NUM))
     assert values.std() == pytest.approx(cv, rel=0.03)
@@ -85,16 +85,20 @@ def test_zipf_popularity_has_its_exponent():
 
 
 def test_accumulate_is_exact_across_epochs_and_wraps():
-    gaps = np.random.default_rng(0).integers(0, 2**31 - 1, 5000).astype(np.int32)
-    gaps[:3] = [0, 2**31 - 1, 2**31 - 1]
-    epoch, us = accumulate_us(jnp.asarray(gaps))
-    assert epoch.dtype == us.dtype == jnp.int32
-    np.testing.assert_array_equal(join_us(epoch, us), np.cumsum(gaps.astype(np.int64)))
+    random = np.random.default_rng(0)
+    us = random.integers(0, 2**31 - 1, 5000).astype(np.int32)
+    us[:3] = [0, 2**31 - 1, 2**31 - 1]
+    epoch = random.integers(0, 1000, 5000).astype(np.int32)
+    total = accumulate((jnp.asarray(epoch), jnp.asarray(us)))
+    assert total[0].dtype == total[1].dtype == jnp.int32
+    assert int(total[1].max()) < EPOCH_US
+    np.testing.assert_array_equal(join_us(*total), np.cumsum(epoch.astype(np.int64) * EPOCH_US + us))
 
 
-def test_gaps_longer_than_the_limit_are_cut_to_it():
-    gap = Renewal(Constant()).gaps_us(jax.random.key(0), 3, jnp.float32(1e12))
-    assert gap.tolist() == [int(MAX_GAP_US)] * 3
+def test_gaps_of_any_length_are_split_without_loss():
+    gap = np.array([0.0, 0.6, 1.0, 2**30 - 64, 2**30, 2**31, 3.0e12, 1.5e15], np.float32)
+    epoch, us = split_gap(jnp.asarray(gap))
+    np.testing.assert_array_equal(join_us(epoch, us), np.rint(gap.astype(np.float64)).astype(np.int64))
 
 
 def test_drift_keeps_the_mean_gap():
@@ -103,9 +107,11 @@ def test_drift_keeps_the_mean_gap():
     assert float(gaps.mean()) == pytest.approx(1.0, abs=0.01)
 
 
-def test_tick_batches_are_the_inner_process_rounded_down_to_ticks():
-    key, mean_gap_us = jax.random.key(3), jnp.float32(305_810.4)
-    inner = np.cumsum(np.asarray(Renewal(Exponential()).gaps_us(key, 4000, mean_gap_us)).astype(np.int64))
-    batched = np.cumsum(np.asarray(TickBatches(Renewal(Exponential()), 9.81).gaps_us(key, 4000, mean_gap_us)).astype(np.int64))
-    tick = int(np.rint(np.float32(9.81) * np.float32(mean_gap_us)))
-    np.testing.assert_array_equal(batched, inner // tick * tick)
+@pytest.mark.parametrize("mean_gap_us", [305_810.4, 7.0e8])
+def test_tick_batches_are_the_inner_process_rounded_down_to_ticks(mean_gap_us):
+    key, mean = jax.random.key(3), jnp.float32(mean_gap_us)
+    unit = np.asarray(Renewal(Exponential()).gaps(key, 4000))
+    fine = np.cumsum(np.rint(unit * np.float32(2**24 / 9.81)).astype(np.int64))
+    tick_us = int(np.rint(np.float32(9.81) * np.float32(mean_gap_us)))
+    batched = join_us(*accumulate(TickBatches(Renewal(Exponential()), 9.81).gap_times(key, 4000, mean)))
+    np.testing.assert_array_equal(batched, (fine >> 24) * tick_us)

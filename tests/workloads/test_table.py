@@ -79,7 +79,10 @@ def test_first_turns_come_first_in_arrival_order_and_later_turns_are_reached_onc
         ({"arrival_us": [0, 1], "prompt_tokens": [1, 0]}, "prompt_tokens is 0"),
         ({"arrival_us": [0, 1], "output_tokens": [-4, 1]}, "output_tokens is -4"),
         ({"arrival_us": [0, 1], "turn": [0, 2]}, "does not follow"),
-        ({"arrival_us": [0, 1], "turn": [0, 1]}, "does not follow"),  # another program: the first one's turn 0 is missing
+        (
+            {"arrival_us": [0, 1], "turn": [0, 1]},
+            "does not follow",
+        ),  # another program: the first one's turn 0 is missing
         ({"arrival_us": [0, 1], "pause_us": [7, 0]}, "first turn has a pause"),
         ({"arrival_us": [0, 1], "klass": [0]}, "has 1 rows"),
     ],

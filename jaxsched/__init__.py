@@ -1,0 +1,43 @@
+"""jaxsched: exact, vectorised simulation of LLM-serving clusters in JAX.
+
+>>> import jaxsched as js
+>>> scenario = js.load("configs/scenarios/chat.yaml")
+>>> result = js.rollout(scenario, js.policies.get("vllm"), seeds=16)
+>>> print(result.summary())
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public name -> module. Loaded on first use: `jaxsched --help` must not wait for JAX.
+_PUBLIC = {
+    "Scenario": "jaxsched.scenario",
+    "SloClass": "jaxsched.scenario",
+    "UserError": "jaxsched.errors",
+    "compare": "jaxsched.compare",
+    "load": "jaxsched.scenario",
+    "rollout": "jaxsched.rollout",
+    "rollouts": "jaxsched.rollout",
+}
+_MODULES = ("policies", "timing", "workloads", "sim", "metrics", "stats")
+
+if TYPE_CHECKING:
+    from jaxsched import policies, timing, workloads
+    from jaxsched.errors import UserError
+    from jaxsched.scenario import Scenario, SloClass, load
+
+__all__ = ["Scenario", "SloClass", "UserError", "__version__", "compare", "load", "policies", "rollout", "rollouts", "timing", "workloads"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"jaxsched.{name}")
+    raise AttributeError(f"module 'jaxsched' has no attribute {name!r}")

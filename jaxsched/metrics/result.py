@@ -1,0 +1,291 @@
+"""What a rollout returns: per-seed metrics with names and units, latency CDFs, trajectories, and records. Host-side numpy.
+
+Definitions: docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxsched.metrics.histogram import NUM_BINS, quantile_us, upper_edges_us
+from jaxsched.sim.clock import join_us
+from jaxsched.sim.state import Count, Fate, Flag, Hist, Record, State
+
+if TYPE_CHECKING:
+    from jaxsched.policies.base import Policy
+    from jaxsched.scenario import Scenario
+
+#: Histogram -> (metric name, statistics shown).
+LATENCIES = {
+    Hist.TTFT: "ttft",
+    Hist.TPOT: "tpot",
+    Hist.TBT: "tbt",
+    Hist.TTST: "ttst",
+    Hist.E2E: "e2e",
+    Hist.QUEUE: "queueing",
+    Hist.NORMALISED: "normalised",
+    Hist.JCT: "jct",
+}
+FLAG_TEXT = {
+    Flag.LIVELOCK: "the watchdog stopped a lane: its clock made no progress",
+    Flag.PAUSED_OVERFLOW: "more programs paused at once than cluster.max_paused_programs: some were cut short",
+    Flag.WINDOW_OVERFLOW: "an ordered queue was longer than its window (cluster.num_slots): late arrivals waited FIFO outside it",
+    Flag.STUCK: "an idle instance held requests that can never be admitted",
+}
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """Snapshots of every lane while it ran. Times are seconds since the lane's start."""
+
+    t_s: np.ndarray  # [lanes, n]
+    arrived: np.ndarray  # [lanes, n] turns
+    finished: np.ndarray
+    gone: np.ndarray  # rejected or timed out
+    running: np.ndarray  # [lanes, n, instances]
+    waiting: np.ndarray
+    free: np.ndarray  # KV blocks
+
+    @classmethod
+    def join(cls, pieces: list[dict[str, np.ndarray]], start_us: np.ndarray) -> Trajectory:
+        """From the chunks' snapshots."""
+        whole = {key: np.concatenate([piece[key] for piece in pieces], axis=1) for key in pieces[0]}
+        t = (join_us(whole.pop("epoch"), whole.pop("now")) - start_us[:, None]) * 1e-6
+        return cls(t_s=t, **whole)
+
+    def part(self, lanes: slice) -> Trajectory:
+        return Trajectory(*(getattr(self, f.name)[lanes] for f in dataclasses.fields(self)))
+
+    def at(self, values: np.ndarray, lane: int, t_s: float) -> float:
+        """A counter at a time, linear between snapshots (from 0 at the start)."""
+        t = np.concatenate([[0.0], self.t_s[lane]])
+        return float(np.interp(t_s, t, np.concatenate([[0], values[lane]])))
+
+
+@dataclasses.dataclass
+class RolloutResult:
+    """One policy at one arrival rate on one scenario, over seeds."""
+
+    scenario: Scenario
+    policy: Policy
+    seeds: list[int]
+    rate_per_s: float  # programs per second offered
+    metrics: dict[str, np.ndarray]  # name -> [num_seeds]
+    histograms: np.ndarray  # [num_seeds, classes, Hist, bins], counts
+    trajectory: Trajectory
+    flags: np.ndarray  # [num_seeds], bits of `Flag`
+    record: Record | None  # leaves [num_seeds, turns, ...], when recorded
+    requests: Any  # the table the lanes ran on (numpy leaves where recorded)
+    arrival_span_s: np.ndarray  # [num_seeds] time from the first to the last program arrival
+
+    @classmethod
+    def collect(cls, scenario, policy, seeds, rate, static, requests, first_program, state: State, trajectory):
+        """Derive every metric from the final states."""
+        num = len(seeds)
+        m = state.metrics
+        counts = m.counts.astype(np.int64) + (m.counts_high.astype(np.int64) << 30)
+        hist = m.histograms.reshape(num, static.num_classes, len(Hist), NUM_BINS)
+        stop = np.broadcast_to(np.asarray(requests.num_programs), (num,))
+        spans = _arrival_spans(requests, first_program, stop)
+        metrics: dict[str, np.ndarray] = {}
+        total = hist.sum(axis=1)
+        for kind, name in LATENCIES.items():
+            if kind == Hist.JCT and not static.num_paused:
+                continue
+            values = total[:, kind]
+            metrics[f"{name}_mean_s"] = _mean_us(values) * 1e-6
+            for label, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+                metrics[f"{name}_{label}_s"] = quantile_us(values, q) * 1e-6
+        cohort = spans * (1.0 - scenario.warmup_fraction - scenario.cooldown_fraction)
+        cohort = np.maximum(cohort, 1e-9)
+        good, finished = m.class_good.sum(1), m.class_finished.sum(1)
+        measured = np.maximum(counts[:, Count.MEASURED_ARRIVED], 1)
+        metrics["goodput_per_s"] = good / cohort
+        metrics["slo_attainment"] = good / measured
+        for c, slo in enumerate(scenario.slo if len(scenario.slo) > 1 else ()):
+            metrics[f"goodput_{slo.name}_per_s"] = m.class_good[:, c] / cohort
+        metrics["throughput_per_s"] = _throughput(trajectory, spans, scenario.warmup_fraction)
+        metrics["measured_finished"] = finished.astype(np.float64)
+        sim_s = np.maximum(trajectory.t_s[:, -1], 1e-9)
+        busy_s = counts[:, Count.BUSY_US] * 1e-6
+        area = m.area.astype(np.float64).sum(-1) * 1e-6  # [num, 2] batch x s, blocks x s
+        metrics["batch_mean"] = area[:, 0] / np.maximum(busy_s, 1e-9)
+        metrics["kv_used_fraction"] = area[:, 1] / (sim_s * scenario.num_instances * scenario.usable_blocks)
+        metrics["busy_fraction"] = busy_s / (sim_s * scenario.num_instances)
+        metrics["gpu_seconds"] = busy_s * scenario.gpus_per_instance
+        for name, which in (
+            ("preemptions", Count.PREEMPTIONS),
+            ("recomputed_tokens", Count.RECOMPUTED_TOKENS),
+            ("scheduled_tokens", Count.SCHEDULED_TOKENS),
+            ("output_tokens", Count.OUTPUT_TOKENS),
+            ("engine_steps", Count.ENGINE_STEPS),
+            ("queued_beyond_window", Count.QUEUED),
+            ("micro_steps", Count.MICRO_STEPS),
+            ("programs_done", Count.PROGRAMS_DONE),
+        ):
+            metrics[name] = counts[:, which].astype(np.float64)
+        metrics["simulated_s"] = sim_s
+        settled = {
+            "finished": counts[:, Count.FINISHED],
+            "rejected_size": counts[:, Count.REJECTED_SIZE],
+            "rejected_queue": counts[:, Count.REJECTED_QUEUE],
+            "timed_out": counts[:, Count.TIMED_OUT],
+        }
+        settled["unfinished"] = counts[:, Count.ARRIVED] - sum(settled.values())
+        settled["never_arrived"] = _num_turns(requests, first_program, stop) - counts[:, Count.ARRIVED]
+        for name, value in settled.items():
+            metrics[f"fate_{name}"] = np.asarray(value, np.float64)
+        record = state.record if static.record else None
+        return cls(
+            scenario, policy, seeds, rate, metrics, hist, trajectory, np.asarray(state.flags), record, requests, spans
+        )
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def cdfs(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Latency -> (upper edges in seconds, cumulative fraction), pooled over seeds and classes."""
+        edges = upper_edges_us() * 1e-6
+        found = {}
+        for kind in (Hist.TTFT, Hist.TPOT, Hist.TBT, Hist.E2E):
+            counts = self.histograms[:, :, kind].sum((0, 1)).astype(np.float64)
+            if counts.sum() > 0:
+                used = np.flatnonzero(counts)
+                keep = slice(max(used[0] - 1, 0), used[-1] + 1)
+                found[f"{LATENCIES[kind]}_s"] = (edges[keep], (np.cumsum(counts) / counts.sum())[keep])
+        return found
+
+    def warnings(self) -> list[str]:
+        """One sentence for each flag that any lane raised."""
+        return [
+            f"{text} ({int(((self.flags & flag) != 0).sum())} of {len(self.seeds)} lanes)"
+            for flag, text in FLAG_TEXT.items()
+            if np.any(self.flags & flag)
+        ]
+
+    def summary(self) -> Summary:
+        """The small table: medians and tails of latency, goodput, throughput, preemptions, KV use, every fate."""
+        return Summary(self)
+
+    def records(self, lane: int = 0) -> dict[str, np.ndarray]:
+        """Every turn's life as columns (times in seconds since time 0, NaN = not reached). Needs ``record=True``."""
+        if self.record is None:
+            raise ValueError("this rollout kept no records; call rollout(..., record=True)")
+        rec, table = self.record, self.requests
+        lead = np.ndim(table.prompt_tokens) > 1
+
+        def column(field: str) -> np.ndarray:
+            values = np.asarray(getattr(table, field))
+            return values[lane] if lead else values
+
+        def seconds(pairs: np.ndarray) -> np.ndarray:
+            return np.where(pairs[:, 0] >= 0, join_us(pairs[:, 0], pairs[:, 1]) * 1e-6, np.nan)
+
+        fate = np.asarray(rec.fate[lane])
+        names = np.array([f.name.lower() for f in Fate])
+        program = column("program")
+        stop = int(np.broadcast_to(np.asarray(table.num_programs), (len(self.seeds),))[lane])
+        keep = (program < stop) & ((fate != Fate.NEVER_ARRIVED) | _reachable(column("next_turn"), stop))
+        columns = {
+            "request": np.arange(len(fate)),
+            "program": program,
+            "klass": column("klass"),
+            "priority": column("priority"),
+            "prompt_tokens": column("prompt_tokens"),
+            "output_tokens": column("output_tokens"),
+            "predicted_tokens": column("predicted_tokens"),
+            "fate": names[fate],
+            "instance": np.asarray(rec.instance[lane]),
+            "arrival_s": seconds(rec.arrival[lane]),
+            "first_scheduled_s": seconds(rec.first_scheduled[lane]),
+            "first_token_s": seconds(rec.first_token[lane]),
+            "finish_s": seconds(rec.finish[lane]),
+            "preemptions": np.asarray(rec.preemptions[lane]),
+            "scheduled_tokens": np.asarray(rec.scheduled_tokens[lane]),
+        }
+        return {name: values[keep] for name, values in columns.items()}
+
+
+def _reachable(next_turn: np.ndarray, num_programs: int) -> np.ndarray:
+    """Rows that belong to a program (padding and unused turns do not)."""
+    found = np.zeros(len(next_turn), bool)
+    row = np.arange(min(num_programs, len(next_turn)))
+    while len(row):
+        found[row] = True
+        row = next_turn[row]
+        row = row[row >= 0]
+    return found
+
+
+def _num_turns(requests: Any, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Turns that the lanes' programs have in all."""
+    following, program = np.asarray(requests.next_turn), np.asarray(requests.program)
+    if following.ndim == 1:
+        reachable = _reachable(following, int(stop.max()))
+        owner = np.sort(program[reachable])
+        return np.searchsorted(owner, stop) - np.searchsorted(owner, first)
+    return np.array([_reachable(following[i], int(stop[i])).sum() for i in range(len(stop))])
+
+
+def _arrival_spans(requests: Any, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Seconds from the lane's start to its last program arrival."""
+    epoch, us = np.asarray(requests.arrival_epoch), np.asarray(requests.arrival_us)
+    last = np.maximum(stop - 1, 0)
+    if epoch.ndim == 1:
+        end, begin = join_us(epoch[last], us[last]), join_us(epoch[first], us[first])
+        return np.maximum(end - begin, 1) * 1e-6
+    lane = np.arange(len(stop))
+    return np.maximum(join_us(epoch[lane, last], us[lane, last]), 1) * 1e-6
+
+
+def _throughput(trajectory: Trajectory, spans: np.ndarray, warmup: float) -> np.ndarray:
+    """Turns finished per second between the warm-up cut and the last program arrival."""
+    begin = spans * warmup
+    rates = [
+        (trajectory.at(trajectory.finished, i, spans[i]) - trajectory.at(trajectory.finished, i, begin[i]))
+        / max(spans[i] - begin[i], 1e-9)
+        for i in range(len(spans))
+    ]
+    return np.asarray(rates)
+
+
+def _mean_us(counts: np.ndarray) -> np.ndarray:
+    """Mean of histograms ``[n, bins]``, every value at the middle of its bin; NaN when empty."""
+    upper = upper_edges_us()
+    middle = (upper + np.concatenate([[0.0], upper[:-1]])) / 2
+    total = counts.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, counts @ middle / total, np.nan)
+
+
+class Summary:
+    """A printable table of a rollout; `rows` for machines."""
+
+    LATENCY_ROWS = ("ttft", "tpot", "tbt", "ttst", "e2e", "queueing")
+    OTHER_ROWS = ("throughput_per_s", "goodput_per_s", "slo_attainment", "preemptions", "kv_used_fraction", "batch_mean")
+
+    def __init__(self, result: RolloutResult):
+        self.result = result
+        m = result.metrics
+        self.rows: dict[str, float] = {
+            name: float(np.mean(values)) if np.isfinite(values).all() else float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+            for name, values in m.items()
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        r, rows = self.result, self.rows
+        title = f"{r.scenario.name}: {r.policy.name}, {r.rate_per_s:.4g} programs/s, {len(r.seeds)} seeds (means over seeds)"
+        lines = [title, f"{'':12}{'p50':>10}{'p90':>10}{'p99':>10}  seconds"]
+        names = [*self.LATENCY_ROWS, *(["jct"] if "jct_p50_s" in rows else [])]
+        for name in names:
+            cells = "".join(f"{rows[f'{name}_{q}_s']:>10.4g}" for q in ("p50", "p90", "p99"))
+            lines.append(f"{name.upper() if name != 'queueing' else 'Queueing':12}{cells}")
+        lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in self.OTHER_ROWS))
+        fates = {name[5:]: value for name, value in rows.items() if name.startswith("fate_")}
+        lines.append("fates: " + ", ".join(f"{name} {value:.6g}" for name, value in fates.items()))
+        lines += [f"warning: {text}" for text in r.warnings()]
+        return "\n".join(lines)
+
+    __repr__ = __str__

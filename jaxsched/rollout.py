@@ -1,0 +1,336 @@
+"""Run a policy on a scenario: many lanes (seeds, loads) in one compiled program, in chunks, over all local devices.
+
+Host code here only prepares lanes and collects results; nothing is called back from inside the program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxsched.errors import UserError
+from jaxsched.metrics.result import RolloutResult, Trajectory
+from jaxsched.policies.base import Policy
+from jaxsched.scenario import Scenario
+from jaxsched.sim.build import make_params, make_static
+from jaxsched.sim.clock import split_us
+from jaxsched.sim.machine import advance, init_state, is_done
+from jaxsched.sim.params import SimParams
+from jaxsched.sim.requests import Requests
+from jaxsched.sim.state import Count, Instance, State
+from jaxsched.sim.static import SimStatic
+from jaxsched.workloads import Preset, Workload
+
+#: Micro-steps between two snapshots, and snapshots per call of the compiled program.
+SNAPSHOT_STRIDE = 64
+SNAPSHOTS = 8
+
+Progress = Callable[[int, int], None]  # (turns settled, turns expected)
+
+_ROWS = {name: i for i, name in enumerate(Instance.__dataclass_fields__)}
+
+
+@dataclasses.dataclass
+class Lanes:
+    """Inputs of a batch of lanes. Leaves marked in the axes carry a leading lane axis; the others are shared."""
+
+    params: SimParams
+    param_axes: Any
+    requests: Requests
+    request_axes: Any
+    first_program: np.ndarray  # [lanes]: where a lane's window of the table begins
+    start_us: np.ndarray  # [lanes] int64: when it begins
+    num_turns: int  # over all lanes, for progress
+
+
+def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: np.ndarray, stop: np.ndarray):
+    """Parameters with a lane axis on what differs between lanes."""
+    cut = (stop - first) * scenario.warmup_fraction
+    cool = (stop - first) * scenario.cooldown_fraction
+    shared = make_params(
+        policy,
+        scenario.timing,
+        scenario.usable_blocks,
+        num_instances=scenario.num_instances,
+        view_delay_us=scenario.router_delay_us,
+        timeout_us=scenario.timeouts(),
+        slo_ttft_us=scenario.limits("ttft_us"),
+        slo_tpot_us=scenario.limits("tpot_us"),
+        slo_e2e_us=scenario.limits("e2e_us"),
+        horizon_us=scenario.horizon_us,
+    )
+    params = shared.replace(
+        seed=jnp.asarray(seeds, jnp.int32),
+        measure_from=jnp.asarray(first + cut, jnp.int32),
+        measure_to=jnp.asarray(stop - cool, jnp.int32),
+    )
+    axes = jax.tree.map(lambda _: None, shared).replace(seed=0, measure_from=0, measure_to=0)
+    return params, axes
+
+
+def synthetic_lanes(scenario: Scenario, policy: Policy, seeds: Sequence[int], rates: Sequence[float]) -> Lanes:
+    """One lane per (rate, seed), rates outermost; each lane has its own table, generated on device."""
+    preset = scenario.workload
+    assert isinstance(preset, Preset)
+    lane_seeds = np.tile(np.asarray(seeds, np.int64), len(rates))
+    lane_rates = np.repeat(np.asarray(rates, np.float32), len(seeds))
+    generate = _generator(preset, scenario.num_programs, scenario.prediction_error)
+    requests = generate(jnp.asarray(lane_seeds, jnp.uint32), jnp.asarray(lane_rates))
+    requests = _true_lengths(policy, requests)
+    num = len(lane_seeds)
+    first, stop = np.zeros(num, np.int64), np.full(num, scenario.num_programs)
+    params, axes = _lane_params(scenario, policy, lane_seeds, first, stop)
+    turns = int(num * scenario.num_programs * preset.mean_turns) if preset.max_turns > 1 else num * scenario.num_programs
+    return Lanes(params, axes, requests, jax.tree.map(lambda _: 0, requests), first, np.zeros(num, np.int64), turns)
+
+
+@functools.lru_cache(maxsize=32)
+def _generator(preset: Preset, num_programs: int, prediction_error: float):
+    def one(seed, rate):
+        return preset.generate(jax.random.key(seed), num_programs, rate, prediction_sigma=prediction_error)
+
+    return jax.jit(jax.vmap(one))
+
+
+def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: int, seeds: Sequence[int]) -> Lanes:
+    """One lane per window of the trace; all lanes share the table. Windows of `num_programs` start evenly spaced."""
+    requests = _true_lengths(policy, trace.to_requests())
+    width, total = scenario.num_programs, trace.num_programs
+    if num_lanes > 1 and scenario.num_programs * num_lanes > total:
+        width = max(total // num_lanes, 1)
+    first = np.linspace(0, total - width, num_lanes).astype(np.int64)
+    stop = first + width
+    params, axes = _lane_params(scenario, policy, np.asarray(seeds), first, stop)
+    requests = requests.replace(num_programs=jnp.asarray(stop, jnp.int32))
+    request_axes = jax.tree.map(lambda _: None, requests).replace(num_programs=0)
+    turns = int(np.searchsorted(np.sort(trace.program), [0, total])[1] / total * width * num_lanes)
+    return Lanes(params, axes, requests, request_axes, first, trace.program_arrival_us[first], turns)
+
+
+def _true_lengths(policy: Policy, requests: Requests) -> Requests:
+    """Oracle policies see the true output length."""
+    if policy.scheduler.sees_true_length:
+        return requests.replace(predicted_tokens=requests.output_tokens)
+    return requests
+
+
+def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimStatic:
+    """The compiled program's description for a policy on a scenario."""
+    slots = scenario.num_slots
+    return make_static(
+        policy,
+        num_instances=scenario.num_instances,
+        num_slots=slots,
+        timeouts=any(scenario.timeouts()),
+        delayed_view=scenario.router_delay_us > 0,
+        queue_capacity=max(scenario.queue_capacity, 2 << max(slots or 0, 256).bit_length()),
+        max_run_steps=scenario.max_run_steps,
+        block_size=scenario.block_size,
+        num_paused=scenario.max_paused_programs,
+        num_classes=scenario.num_classes,
+        record=record,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_devices: int):
+    """Compiled start and chunk programs. Axes come as (treedef, leaves) so that they can be cached on."""
+    params_in = jax.tree.unflatten(*param_axes)
+    requests_in = jax.tree.unflatten(*request_axes)
+
+    def start(params: SimParams, requests: Requests, first, epoch, us) -> State:
+        state = init_state(static, params, requests.prompt_tokens.shape[-1])
+        return state.replace(arrivals=first, epoch=epoch, now=us, next_tick=_shifted(static, state, us))
+
+    def chunk(params: SimParams, requests: Requests, state: State):
+        def stretch(carry, _):
+            carry = advance(static, params, requests, carry, SNAPSHOT_STRIDE)
+            return carry, _snapshot(carry)
+
+        state, snapshots = jax.lax.scan(stretch, state, None, length=SNAPSHOTS)
+        return state, snapshots, is_done(static, params, requests, state)
+
+    start = jax.vmap(start, in_axes=(params_in, requests_in, 0, 0, 0))
+    chunk = jax.vmap(chunk, in_axes=(params_in, requests_in, 0))
+    if num_devices > 1:
+        mesh = Mesh(np.asarray(jax.local_devices()[:num_devices]), ("lanes",))
+        spec = lambda axes: jax.tree.map(  # noqa: E731
+            lambda axis: PartitionSpec("lanes") if axis == 0 else PartitionSpec(), axes, is_leaf=lambda x: x is None
+        )
+        lanes = PartitionSpec("lanes")
+        common = dict(mesh=mesh, out_specs=lanes, check_vma=False)
+        start = jax.shard_map(start, in_specs=(spec(params_in), spec(requests_in), lanes, lanes, lanes), **common)
+        chunk = jax.shard_map(chunk, in_specs=(spec(params_in), spec(requests_in), lanes), **common)
+    return jax.jit(start), jax.jit(chunk, donate_argnums=2)
+
+
+def _shifted(static: SimStatic, state: State, us):
+    return state.next_tick + us if static.delayed_view else state.next_tick
+
+
+def _snapshot(state: State) -> dict[str, jax.Array]:
+    counts = state.metrics.counts + (state.metrics.counts_high << 30)
+    rows = state.instance
+    return {
+        "epoch": state.epoch,
+        "now": state.now,
+        "arrived": counts[Count.ARRIVED],
+        "finished": counts[Count.FINISHED],
+        "gone": counts[Count.REJECTED_SIZE] + counts[Count.REJECTED_QUEUE] + counts[Count.TIMED_OUT],
+        "running": rows[_ROWS["running"]],
+        "waiting": rows[_ROWS["waiting"]],
+        "free": rows[_ROWS["free"]],
+    }
+
+
+def _freeze(axes: Any) -> tuple:
+    leaves, treedef = jax.tree.flatten(axes, is_leaf=lambda x: x is None)
+    return treedef, tuple(leaves)
+
+
+def run_lanes(
+    static: SimStatic, lanes: Lanes, *, num_devices: int | None = None, progress: Progress | None = None
+) -> tuple[State, Trajectory]:
+    """Run every lane to its end. Returns the final states (numpy, leading lane axis) and the trajectory."""
+    num_lanes = len(lanes.first_program)
+    devices = min(num_devices or len(jax.local_devices()), num_lanes)
+    lanes = _pad_lanes(lanes, -num_lanes % devices)
+    start, chunk = _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), devices)
+    epoch, us = split_us(lanes.start_us)
+    params, requests = lanes.params, lanes.requests
+    if devices > 1:
+        params, requests = _place(params, lanes.param_axes, devices), _place(requests, lanes.request_axes, devices)
+    state = start(params, requests, jnp.asarray(lanes.first_program, jnp.int32), jnp.asarray(epoch), jnp.asarray(us))
+    pieces: list[dict[str, np.ndarray]] = []
+    while True:
+        state, snapshots, done = chunk(params, requests, state)
+        pieces.append({k: np.asarray(v)[:num_lanes] for k, v in snapshots.items()})
+        if progress is not None:
+            settled = pieces[-1]["finished"][:, -1].sum() + pieces[-1]["gone"][:, -1].sum()
+            progress(int(settled), lanes.num_turns)
+        if bool(np.all(np.asarray(done))):
+            break
+    trajectory = Trajectory.join(pieces, lanes.start_us[:num_lanes])
+    return jax.tree.map(lambda x: np.asarray(x)[:num_lanes], state), trajectory
+
+
+def _place(tree: Any, axes: Any, num_devices: int) -> Any:
+    """Put shared leaves on every device and split the others, once, instead of at every call."""
+    mesh = Mesh(np.asarray(jax.local_devices()[:num_devices]), ("lanes",))
+    leaves, treedef = jax.tree.flatten(tree)
+    flags = jax.tree.flatten(axes, is_leaf=lambda x: x is None)[0]
+    specs = [PartitionSpec("lanes") if flag == 0 else PartitionSpec() for flag in flags]
+    placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(leaves, specs, strict=True)]
+    return jax.tree.unflatten(treedef, placed)
+
+
+def _pad_lanes(lanes: Lanes, extra: int) -> Lanes:
+    """Repeat the last lane so that the lanes divide over the devices."""
+    if extra == 0:
+        return lanes
+
+    def pad(tree: Any, axes: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(tree)
+        flags = jax.tree.flatten(axes, is_leaf=lambda x: x is None)[0]
+        padded = [
+            jnp.concatenate([x, jnp.repeat(x[-1:], extra, axis=0)]) if flag == 0 else x
+            for x, flag in zip(leaves, flags, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, padded)
+
+    return dataclasses.replace(
+        lanes,
+        params=pad(lanes.params, lanes.param_axes),
+        requests=pad(lanes.requests, lanes.request_axes),
+        first_program=np.concatenate([lanes.first_program, np.repeat(lanes.first_program[-1:], extra)]),
+        start_us=np.concatenate([lanes.start_us, np.repeat(lanes.start_us[-1:], extra)]),
+    )
+
+
+def rollout(
+    scenario: Scenario,
+    policy: Policy | None = None,
+    seeds: int | Sequence[int] = 1,
+    *,
+    load: float = 1.0,
+    rate_per_s: float | None = None,
+    record: bool = False,
+    num_devices: int | None = None,
+    progress: Progress | None = None,
+) -> RolloutResult:
+    """Simulate a policy on a scenario, one lane per seed.
+
+    Args:
+        scenario: what arrives, on what cluster.
+        policy: None = the scenario's own.
+        seeds: how many (``scenario.seed, +1, ...``), or which. For a trace, seed i is the i-th of as many evenly spaced
+            windows of it.
+        load: multiplies the arrival rate.
+        rate_per_s: programs per second, instead of the scenario's rate times `load`.
+        record: keep every turn's life (`RolloutResult.records`).
+        num_devices: how many local devices to spread the lanes over; None = all.
+        progress: called after each chunk with (turns settled, turns expected).
+
+    Raises:
+        UserError: the policy cannot run on the scenario.
+    """
+    rates = [rate_per_s if rate_per_s is not None else scenario.rate_per_s * load]
+    return rollouts(
+        scenario, policy, seeds, rates, record=record, num_devices=num_devices, progress=progress
+    )[0]
+
+
+def rollouts(
+    scenario: Scenario,
+    policy: Policy | None,
+    seeds: int | Sequence[int],
+    rates_per_s: Sequence[float],
+    *,
+    record: bool = False,
+    num_devices: int | None = None,
+    progress: Progress | None = None,
+) -> list[RolloutResult]:
+    """`rollout` at several arrival rates; with a synthetic workload all rates and seeds are lanes of one call."""
+    policy = policy or scenario.policy
+    if policy is None:
+        raise UserError("no policy given", where=f"scenario {scenario.name}", expected="a policy, e.g. policies.get('vllm')")
+    seeds = list(range(scenario.seed, scenario.seed + seeds)) if isinstance(seeds, int) else list(seeds)
+    if not seeds:
+        raise UserError("no seeds", expected="at least one lane")
+    for rate in rates_per_s:
+        if not rate > 0:
+            raise UserError(f"arrival rate {rate}", expected="requests per second above 0")
+    scenario.check(policy)
+    static = static_of(scenario, policy, record)
+    run = functools.partial(run_lanes, static, num_devices=num_devices, progress=progress)
+    results = []
+    if isinstance(scenario.workload, Preset):
+        lanes = synthetic_lanes(scenario, policy, seeds, rates_per_s)
+        state, trajectory = run(lanes)
+        for i, rate in enumerate(rates_per_s):
+            part = slice(i * len(seeds), (i + 1) * len(seeds))
+            cut = dataclasses.replace(lanes, requests=jax.tree.map(lambda x, p=part: x[p], lanes.requests))
+            results.append(_result(scenario, policy, seeds, rate, static, cut, _part(state, part), trajectory.part(part)))
+        return results
+    for rate in rates_per_s:
+        trace = scenario.workload
+        trace = trace if abs(rate / trace.rate_per_s - 1) < 1e-9 else trace.to_rate(rate)
+        lanes = trace_lanes(scenario, policy, trace, len(seeds), seeds)
+        state, trajectory = run(lanes)
+        results.append(_result(scenario, policy, seeds, rate, static, lanes, state, trajectory))
+    return results
+
+
+def _part(state: State, part: slice) -> State:
+    return jax.tree.map(lambda x: x[part], state)
+
+
+def _result(scenario, policy, seeds, rate, static, lanes: Lanes, state: State, trajectory: Trajectory) -> RolloutResult:
+    return RolloutResult.collect(scenario, policy, list(seeds), rate, static, lanes.requests, lanes.first_program, state, trajectory)

@@ -1,0 +1,221 @@
+"""A scenario: everything a run needs, checked once on the host. Built from a configuration file or by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxsched.errors import UserError
+from jaxsched.policies.base import Policy
+from jaxsched.sim.build import NO_LIMIT_US
+from jaxsched.timing import StepTimeParams, check_range
+from jaxsched.workloads import Preset, Workload
+
+if TYPE_CHECKING:
+    from jaxsched.config import ScenarioConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SloClass:
+    """What one class of requests is promised. None = no such promise."""
+
+    name: str = "all"
+    ttft_us: int | None = None
+    tpot_us: int | None = None
+    e2e_us: int | None = None
+    timeout_us: int | None = None  # dropped when older than this
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """A workload, a cluster and its promises. The policy is given separately, so that policies can be compared."""
+
+    name: str
+    workload: Preset | Workload  # a generator, or a trace
+    num_programs: int  # programs per lane
+    rate_per_s: float  # at load 1
+    num_instances: int
+    usable_blocks: int
+    timing: StepTimeParams
+    num_slots: int | None = None  # None: what the policy needs
+    queue_capacity: int = 1024
+    max_run_steps: int = 32
+    max_paused_programs: int = 0
+    block_size: int = 16
+    max_model_len: int = 32768
+    slo: tuple[SloClass, ...] = (SloClass(),)
+    router_delay_us: int = 0
+    warmup_fraction: float = 0.1
+    cooldown_fraction: float = 0.0
+    horizon_us: int | None = None
+    gpus_per_instance: int = 1
+    prediction_error: float = 0.0
+    seed: int = 0
+    policy: Policy | None = None  # the configured one
+    notes: tuple[str, ...] = ()  # e.g. how the KV capacity was derived
+    config: Any = None  # the ScenarioConfig it came from
+
+    @property
+    def is_trace(self) -> bool:
+        return isinstance(self.workload, Workload)
+
+    @property
+    def num_classes(self) -> int:
+        """SLO classes; classes of the workload beyond them share the last one's promises."""
+        return max(len(self.slo), self.workload.num_classes)
+
+    @property
+    def max_turns(self) -> int:
+        if isinstance(self.workload, Preset):
+            return self.workload.max_turns
+        return int(self.workload.turn.max()) + 1
+
+    def limits(self, name: str) -> list[int]:
+        """Per class, the limit `name` (``ttft_us``, ...) in microseconds; `NO_LIMIT_US` where there is none."""
+        values = [getattr(slo, name) for slo in self.slo] or [None]
+        values += [values[-1]] * (self.num_classes - len(values))
+        return [NO_LIMIT_US if v is None else int(v) for v in values]
+
+    def timeouts(self) -> list[int]:
+        """Per class, 0 = none."""
+        return [0 if v == NO_LIMIT_US else v for v in self.limits("timeout_us")]
+
+    def check(self, policy: Policy) -> None:
+        """Refuse what can never run: a step too long for the clock, or a trace whose every prompt exceeds the pool."""
+        settings = policy.settings()
+        whole = policy.scheduler.spec.family in ("orca", "static", "v0")
+        tokens = self.usable_blocks * self.block_size
+        check_range(
+            self.timing,
+            max_step_tokens=int(tokens if whole else max(settings["token_budget"], settings["max_num_seqs"])),
+            max_rows=int(settings["max_num_seqs"]),
+            max_row_tokens=min(int(self.max_model_len), tokens),
+            max_kv_tokens=tokens,
+            limit_us=2**26,
+        )
+        if isinstance(self.workload, Workload):
+            peak = self.workload.prompt_tokens + self.workload.output_tokens - 1
+            smallest = int(np.ceil(peak.min() / self.block_size))
+            if smallest > self.usable_blocks:
+                raise UserError(
+                    f"the shortest of {len(peak)} requests needs {smallest} KV blocks, the pool has {self.usable_blocks}",
+                    where=self.workload.source or self.workload.name,
+                    expected="prompt + output tokens to fit into the KV pool of one instance",
+                    hint="Raise cluster.kv_blocks, or use more GPUs per instance (timing.tp).",
+                )
+
+
+def from_config(config: ScenarioConfig) -> Scenario:
+    """Resolve a configuration: read or name the workload, build the step-time model, size the KV pool."""
+    from jaxsched import policies
+
+    timing, blocks, notes, gpus = _timing(config)
+    workload, num_programs, rate = _workload(config)
+    _check_policy_names(config)
+    p = config.policy
+    policy = policies.compose(p.scheduler, p.router, name=p.scheduler)
+    policy = _with_model_len(policy.with_params(**_numbers(config, "policy.params", p.params)), config)
+
+    def us(value: float | None) -> int | None:
+        return None if value is None else round(value * 1000)
+
+    slo = tuple(
+        SloClass(s.name, us(s.ttft_ms), us(s.tpot_ms), us(s.e2e_ms), us(s.timeout_ms)) for s in config.slo
+    ) or (SloClass(),)
+    c = config.cluster
+    turns = workload.max_turns if isinstance(workload, Preset) else int(workload.turn.max()) + 1
+    paused = c.max_paused_programs or (min(num_programs, 1024) if turns > 1 else 0)
+    capacity = 1 << max(c.queue_capacity - 1, 1).bit_length()
+    return Scenario(
+        name=config.name, workload=workload, num_programs=num_programs, rate_per_s=rate,
+        num_instances=c.num_instances, usable_blocks=blocks, timing=timing, num_slots=c.num_slots,
+        queue_capacity=capacity, max_run_steps=c.max_run_steps, max_paused_programs=paused, block_size=c.block_size,
+        max_model_len=c.max_model_len, slo=slo, router_delay_us=round(p.router_delay_ms * 1000),
+        warmup_fraction=config.metrics.warmup_fraction, cooldown_fraction=config.metrics.cooldown_fraction,
+        horizon_us=None if config.horizon_s is None else round(config.horizon_s * 1e6),
+        gpus_per_instance=gpus, prediction_error=config.workload.prediction_error, seed=config.seed, policy=policy,
+        notes=tuple(notes), config=config,
+    )  # fmt: skip
+
+
+def policy_from_config(config: ScenarioConfig, name: str, section) -> Policy:
+    """A competitor of a comparison."""
+    from jaxsched import policies
+
+    policy = policies.compose(section.scheduler, section.router, name=name)
+    return _with_model_len(policy.with_params(**_numbers(config, f"policy {name}", section.params)), config)
+
+
+def _with_model_len(policy: Policy, config: ScenarioConfig) -> Policy:
+    given = dict(policy.overrides)
+    return policy if "max_model_len" in given else policy.with_params(max_model_len=config.cluster.max_model_len)
+
+
+def _numbers(config: ScenarioConfig, field: str, params: Mapping[str, Any]) -> dict[str, float]:
+    for key, value in params.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{key} is {value!r}", where=config.where(field), expected="a number")
+        if value < 0:
+            raise UserError(f"{key} is {value}", where=config.where(field), expected="a number >= 0")
+    return dict(params)
+
+
+def _check_policy_names(config: ScenarioConfig) -> None:
+    from jaxsched.config import check_name
+    from jaxsched.policies import ROUTERS, SCHEDULERS
+
+    check_name(config, "policy.scheduler", config.policy.scheduler, list(SCHEDULERS), "scheduler")
+    check_name(config, "policy.router", config.policy.router, list(ROUTERS), "router")
+
+
+def _timing(config: ScenarioConfig) -> tuple[StepTimeParams, int, list[str], int]:
+    from jaxsched import timing as models
+
+    t, cluster = config.timing, config.cluster
+    if t.kind == "affine":
+        return models.affine(t.a_us, t.b_us_per_token, t.c_ns_per_ctx), int(cluster.kv_blocks or 0), [], 1
+    if t.kind == "coefficients":
+        step, gpus, utilisation = models.load_coefficients(t.path), 1, 0.9
+        gpus = step.tp * step.pp
+    else:
+        overhead = {} if t.host_overhead_us is None else {"host_overhead_us": t.host_overhead_us}
+        step = models.describe(t.model, t.device, t.tp, t.pp, **overhead)
+        gpus, utilisation = t.tp * t.pp, t.gpu_memory_utilization
+    if cluster.kv_blocks is not None:
+        return step.params, cluster.kv_blocks, [f"KV pool: {cluster.kv_blocks} blocks per instance (given)"], gpus
+    capacity = step.capacity(cluster.block_size, utilisation)
+    return step.params, capacity.num_blocks, [f"KV pool: {capacity.explanation}"], gpus
+
+
+def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:
+    from jaxsched.config import check_name
+    from jaxsched.workloads import get_preset, list_formats, list_presets, read
+
+    w = config.workload
+    if w.preset is not None:
+        check_name(config, "workload.preset", w.preset, list(list_presets()), "workload preset")
+        preset = get_preset(w.preset).with_options(**w.options)
+        return preset, int(w.num_requests or 0), (w.rate_per_s or preset.rate_per_s) * w.load
+    if w.format != "auto":
+        check_name(config, "workload.format", w.format, list(list_formats()), "trace format")
+    trace = read(str(w.path), format=w.format, **w.options)
+    if w.slice_s is not None:
+        trace = trace.slice_time(*w.slice_s)
+    if w.thin < 1.0:
+        trace = trace.thin(w.thin, config.seed)
+    if w.prediction_error > 0:
+        trace = trace.with_predictions(w.prediction_error, config.seed)
+    if w.rate_per_s is not None:
+        trace = trace.to_rate(w.rate_per_s)
+    trace = trace.scale_load(w.load) if w.load != 1.0 else trace
+    return trace, min(w.num_requests or trace.num_programs, trace.num_programs), trace.rate_per_s
+
+
+def load(path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Scenario:
+    """Read a scenario file (YAML) and resolve it. `overrides`: ``["workload.load=0.8"]`` or a mapping."""
+    from jaxsched.config import load as load_config
+
+    return from_config(load_config(path, overrides))

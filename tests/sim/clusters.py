@@ -1,0 +1,278 @@
+"""Random small clusters and workloads, for the machine and the plain-Python reference alike.
+
+All lanes of a `Variant` share shapes and switches, so that each variant is one compiled program; everything else differs
+from lane to lane. A share of the lanes lives on a lattice: steps, arrivals, pauses, timeouts and ticks are multiples
+of the same number of microseconds, so that events coincide all the time and their order matters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxsched import policies
+from jaxsched.policies.base import Policy
+from jaxsched.sim.build import make_params as make_sim_params
+from jaxsched.sim.build import make_static
+from jaxsched.sim.params import SimParams
+from jaxsched.sim.requests import Requests
+from jaxsched.sim.static import SimStatic
+from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
+from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
+from tests.sim.harness import to_requests
+
+LATTICE_US = 1000
+#: The reference's (kind, order, asynchronous) of each scheduler.
+ENGINES: dict[str, tuple[Kind, Order, bool]] = {
+    "vllm": ("vllm", "fcfs", False),
+    "vllm-async": ("vllm", "fcfs", True),
+    "vllm-priority": ("vllm", "priority", False),
+    "vllm-v0": ("vllm-v0", "fcfs", False),
+    "sarathi": ("sarathi", "fcfs", False),
+    "orca": ("orca", "fcfs", False),
+    "static": ("static", "fcfs", False),
+    "sjf": ("vllm", "sjf", False),
+    "srpt": ("vllm", "srpt", False),
+    "mlfq": ("vllm", "mlfq", False),
+    "ewsjf": ("vllm", "ewsjf", False),
+}
+#: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
+ORDER_CONFIG: dict[str, Any] = {
+    "mlfq_quantum": 64, "mlfq_levels": 5, "ewsjf_step": 100, "ewsjf_num_queues": 5, "ewsjf_w": 0.5,
+}  # fmt: skip
+ORDER_PARAMS: dict[str, dict[str, int]] = {
+    "mlfq": {"quantum_tokens": 64, "num_levels": 5},
+    "ewsjf": {"step_tokens": 100, "num_queues": 5, "weight_milli": 500},
+}
+#: A step-time model with every term in use, a lattice, and two plain ones.
+TIMINGS: tuple[StepTimeParams, ...] = (
+    affine(LATTICE_US, 0, 0),
+    affine(8000, 60, 40),
+    affine(3000, 10, 900),
+    make_params(
+        base_us=4000, token_start=[0, 24, 100], token_slope=[2048, 9000, 4321], token_tile=70_001, prefill_row=9999,
+        decode_row=7777, prefill_token=1234, quad=(3, 700), ctx=(7, 600), prefill_in_ctx=0,
+    ),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large the clusters of a variant are."""
+
+    num_instances: int
+    max_num_seqs: int
+    num_rows: int  # of the table of turns
+    max_prompt: int
+    max_output: int
+    usable_tokens: tuple[int, ...]  # size of an instance's KV pool, in tokens
+
+
+MEDIUM = Size(3, 16, 64, 500, 160, (700, 1000, 1400, 6000))
+SMALL = Size(2, 8, 16, 120, 24, (160, 200, 300, 2000))
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What fixes the compiled program."""
+
+    scheduler: str
+    router: str = "least_outstanding"
+    block_size: int = 16
+    turns: bool = False
+    timeouts: bool = False
+    delay: bool = False
+    thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
+    size: Size = MEDIUM
+
+    @property
+    def name(self) -> str:
+        marks = [mark for mark in ("turns", "timeouts", "delay", "thresholds") if getattr(self, mark)]
+        return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
+
+    @property
+    def policy(self) -> Policy:
+        return policies.compose(
+            self.scheduler, self.router, max_num_seqs=self.size.max_num_seqs, **ORDER_PARAMS.get(self.scheduler, {})
+        )
+
+    def static(self, max_run_steps: int = 32) -> SimStatic:
+        """Slots for every row in ordered queues, so that they are exact."""
+        ordered = self.policy.scheduler.spec.order is not None
+        rows = self.size.num_rows
+        static = make_static(
+            self.policy,
+            num_instances=self.size.num_instances,
+            num_slots=rows if ordered else self.size.max_num_seqs,
+            queue_capacity=1 << (2 * rows - 1).bit_length(),
+            block_size=self.block_size,
+            timeouts=self.timeouts,
+            delayed_view=self.delay,
+            num_paused=rows if self.turns else 0,
+            num_classes=2,
+            max_run_steps=max_run_steps,
+            record=True,
+        )
+        return dataclasses.replace(static, ordered_budget=static.ordered_budget or self.thresholds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """One cluster and its workload."""
+
+    workload: Workload
+    engine: EngineConfig
+    router: RouterConfig
+    timing: int  # index into TIMINGS
+
+
+def random_lane(variant: Variant, seed: int) -> Lane:
+    """The lane `seed` of a variant."""
+    draw = random.Random(f"{variant.name}/{seed}")
+    on_lattice = draw.random() < 0.35
+    engine = _random_engine(variant, draw, on_lattice)
+    delay_us = draw.choice([3, 17, 60]) * LATTICE_US if variant.delay else 0
+    return Lane(
+        _random_workload(variant, draw, on_lattice),
+        engine,
+        RouterConfig(variant.router, delay_us, seed),
+        0 if on_lattice else draw.randrange(1, len(TIMINGS)),
+    )
+
+
+def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> EngineConfig:
+    kind, order, asynchronous = ENGINES[variant.scheduler]
+    size = variant.size
+    longest = size.max_prompt + size.max_output
+    is_v1, whole = kind == "vllm", False
+    threshold = 0
+    budget = draw.choice([size.max_num_seqs, 4 * size.max_num_seqs, longest, 4 * longest])
+    if kind == "vllm-v0":
+        budget = draw.choice([longest // 2, longest, 3 * longest])
+    elif variant.thresholds:
+        budget = draw.choice([size.max_num_seqs // 2, 3 * size.max_num_seqs, longest])
+        threshold = draw.choice([0, 5, size.max_prompt // 8])
+    elif is_v1 and draw.random() < 0.25:
+        whole, budget = True, draw.choice([longest * 2 // 3, 3 * longest])
+    return EngineConfig(
+        usable_blocks=draw.choice(size.usable_tokens) // variant.block_size,
+        kind=kind,
+        order=order,
+        asynchronous=asynchronous,
+        token_budget=budget,
+        max_num_seqs=draw.choice([2, size.max_num_seqs // 2, size.max_num_seqs]),
+        long_prefill_threshold=threshold,
+        adaptive=threshold > 0 and draw.random() < 0.5,
+        chunked_prefill=not whole,
+        watermark_blocks=draw.choice([0, 0, 3]) if kind not in ("orca", "static") else 0,
+        reserve_full_isl=draw.random() < 0.7,
+        block_size=variant.block_size,
+        max_model_len=draw.choice([longest // 3, longest]),
+        max_queue=draw.choice([0, 0, 1, 4]),
+        timeouts_us=(0, draw.choice([0, 40, 200, 2000]) * LATTICE_US) if variant.timeouts else (0, 0),
+        **ORDER_CONFIG,
+    )
+
+
+def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) -> Workload:
+    size, grid = variant.size, LATTICE_US if on_lattice else 1
+    num_programs = draw.randint(4, size.num_rows if not variant.turns else size.num_rows * 2 // 3)
+    mean_gap_us = draw.choice([1, 5, 25, 120]) * LATTICE_US
+    arrival, clock = [], 0
+    for _ in range(num_programs):
+        if draw.random() < 0.85:  # else at the same time as the one before
+            clock += int(draw.expovariate(1 / mean_gap_us)) // grid * grid
+        arrival.append(clock)
+
+    def length(longest: int) -> int:
+        return min(longest, max(1, int(draw.lognormvariate(0, 1) * longest / 5)))
+
+    prompt = [length(size.max_prompt) for _ in arrival]
+    output = [length(size.max_output) for _ in arrival]
+    next_turn, pause = [-1] * num_programs, [0] * num_programs
+    for first in range(num_programs if variant.turns else 0):
+        last = first
+        while draw.random() < 0.5 and len(prompt) < size.num_rows:
+            prompt.append(length(size.max_prompt))
+            output.append(length(size.max_output))
+            pause.append(draw.choice([0, 0, draw.randint(1, 3000) * LATTICE_US // 10 // grid * grid]))
+            next_turn[last], last = len(next_turn), len(next_turn)
+            next_turn.append(-1)
+    num = len(prompt)
+    return Workload(
+        num_programs=num_programs,
+        arrival_us=arrival + [0] * (num - num_programs),
+        prompt_tokens=prompt,
+        output_tokens=output,
+        predicted_tokens=[max(1, int(tokens * draw.lognormvariate(0, 0.5))) for tokens in output],
+        klass=[draw.randint(0, 1) for _ in prompt],
+        priority=[draw.randint(0, 2) for _ in prompt],
+        next_turn=next_turn,
+        pause_us=pause,
+    )
+
+
+def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Requests]:
+    """What the machine takes, with a leading lane axis. NumPy: thousands of lanes are built in a moment."""
+    num = len(lanes)
+    engines = [lane.engine for lane in lanes]
+    base = make_sim_params(
+        variant.policy,
+        TIMINGS[0],
+        1,
+        num_instances=variant.size.num_instances,
+        timeout_us=(0, 0),
+        slo_ttft_us=(50_000, 400_000),
+        slo_tpot_us=(12_000, 30_000),
+        slo_e2e_us=(400_000, 2_000_000),
+        measure_from=1,
+        measure_to=variant.size.num_rows - 2,
+    )
+    base = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (num, *np.shape(x))), base)
+
+    def column(values: list) -> np.ndarray:
+        return np.asarray(values, np.int32)
+
+    timings = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *TIMINGS)
+    usable = column([engine.usable_blocks for engine in engines])
+    params = base.replace(
+        timing=jax.tree.map(lambda x: x[column([lane.timing for lane in lanes])], timings),
+        scheduler=base.scheduler.replace(
+            token_budget=column([engine.token_budget for engine in engines]),
+            max_num_seqs=column([engine.max_num_seqs for engine in engines]),
+            long_prefill_threshold=column([engine.long_prefill_threshold for engine in engines]),
+            adaptive_threshold=column([engine.adaptive for engine in engines]),
+            chunked_prefill=column([engine.chunked_prefill for engine in engines]),
+            reserve_full_isl=column([engine.reserve_full_isl for engine in engines]),
+            watermark_blocks=column([engine.watermark_blocks for engine in engines]),
+            max_model_len=column([engine.max_model_len for engine in engines]),
+        ),
+        usable_blocks=np.repeat(usable[:, None], variant.size.num_instances, axis=1),
+        max_queue=column([engine.max_queue for engine in engines]),
+        view_delay_us=column([lane.router.delay_us for lane in lanes]),
+        seed=column([lane.router.seed for lane in lanes]),
+        timeout_us=column([engine.timeouts_us for engine in engines]),
+    )
+    tables = [to_requests(lane.workload, variant.size.num_rows) for lane in lanes]
+    return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)
+
+
+def reference_step_time(timing: StepTimeParams) -> StepTime:
+    """The formula of jaxsched/timing/step_time.py on Python integers."""
+    p = jax.tree.map(lambda x: np.asarray(x).tolist(), timing)
+
+    def step_time(f: StepFeatures) -> int:
+        cost = sum(
+            p.token_slope[j] * min(max(f.total_tokens - p.token_start[j], 0), p.token_width[j])
+            for j in range(NUM_SEGMENTS)
+        )
+        cost += p.token_tile * ((f.total_tokens - 1) >> 7) + p.prefill_row * f.num_prefill
+        cost += p.decode_row * f.num_decode + p.prefill_token * f.prefill_tokens
+        ctx = f.decode_ctx + p.prefill_in_ctx * f.prefill_ctx
+        return p.base_us + (cost >> 8) + p.quad_num * f.quad // p.quad_den + p.ctx_num * ctx // p.ctx_den
+
+    return step_time
