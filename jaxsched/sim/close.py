@@ -97,8 +97,8 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     inst.run_start = jnp.where(formed, start, inst.run_start)
     inst.steps = inst.steps + formed
     event.note(
-        formed=formed, total=total, ctx=decode_ctx + prefill_ctx, start=start, end=first_end, tokens=tokens,
-        free=inst.free, waiting=inst.waiting, running=inst.running,
+        closed=active, formed=formed, total=total, ctx=decode_ctx + prefill_ctx, start=start, end=first_end,
+        tokens=tokens, free=inst.free, waiting=inst.waiting, running=inst.running,
     )  # fmt: skip
 
     state = event.state

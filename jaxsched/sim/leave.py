@@ -18,6 +18,7 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     """
     static, slots, inst, now = event.static, event.slots, event.inst, event.now
     ended = begin & (inst.in_flight > 0)
+    event.note(ended=ended)
     if static.scheduler.asynchronous:
         inst.in_flight = inst.in_flight - ended
         slots.chunk = jnp.where(begin, 0, slots.chunk)
@@ -113,6 +114,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         undelivered = here & ~is_finish & (event.since(event.now, first[0], first[1]) < 0)
         event.record(column[Col.REQUEST], undelivered, first_token=(jnp.int32(-1), jnp.int32(-1)))
     event.note(finished=jnp.where(is_finish, column[Col.REQUEST], -1), left=jnp.where(here, column[Col.REQUEST], -1))
+    event.note(leaving=active, free_left=inst.free)
     pause_program(event, column, is_finish)
     return active & (num_finished_or_expired > 1)
 

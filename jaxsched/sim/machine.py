@@ -21,7 +21,7 @@ from jaxsched.sim.leave import book_run, let_one_leave
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.running import running_pass
-from jaxsched.sim.state import Count, Flag, Instance, Phase, State, init_state
+from jaxsched.sim.state import Col, Count, Flag, Instance, Phase, State, init_state
 from jaxsched.sim.static import SimStatic
 
 #: A lane waits for the rebase at the end of the chunk rather than take an event this late in its epoch (134 s of margin).
@@ -69,7 +69,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     state = event.store()
     if static.trace:
         event.note(active=active, now=now, instance=m, order=event.slots.order, waiting_after=event.inst.waiting)
-        event.note(free_after=event.inst.free, phase=next_phase, requests=state.request[m, :, 0])
+        event.note(free_after=event.inst.free, phase=next_phase, requests=event.columns()[:, Col.REQUEST])
     locked = active & (next_phase >= 0)
     state = state.replace(
         locked=jnp.where(active, jnp.where(locked, m, -1), state.locked),

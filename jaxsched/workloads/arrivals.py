@@ -138,11 +138,7 @@ class TickBatches(ArrivalProcess):
         part = self.inner.gaps(key, num) * jnp.float32(2**_TICK_BITS / self.batch_mean)
         part = jnp.minimum(jnp.rint(part), jnp.float32(2**31 - 128)).astype(jnp.int32)
 
-        def add(a, b):
-            rest = a[1] + b[1]
-            return a[0] + b[0] + (rest >> _TICK_BITS), rest & _TICK_MASK
-
-        tick, _ = jax.lax.associative_scan(add, (part >> _TICK_BITS, part & _TICK_MASK))
+        tick, _ = _carrying_sum(part >> _TICK_BITS, part & _TICK_MASK, _TICK_BITS)
         return tick - jnp.concatenate([jnp.zeros(1, jnp.int32), tick[:-1]])
 
 
@@ -169,14 +165,18 @@ def split_gap(gap_us: Float[Array, "*n"]) -> tuple[Int[Array, "*n"], Int[Array, 
 
 
 def accumulate(gaps: TimePairs) -> TimePairs:
-    """Exact running sum of gaps ``(epoch, us)`` with 0 <= us < 2**31, normalised to us < 2**30.
+    """Exact running sum of gaps ``(epoch, us)`` with 0 <= us < 2**31, normalised to us < 2**30."""
+    return _carrying_sum(gaps[0], gaps[1], EPOCH_BITS)
 
-    The microseconds are summed modulo 2**32 in uint32; one term is below 2**32, so a wrap shows as a sum smaller than the one
+
+def _carrying_sum(high: Int[Array, " n"], low: Int[Array, " n"], bits: int) -> TimePairs:
+    """Running sums of ``high * 2**bits + low`` as the same kind of pair, with low < 2**bits.
+
+    The low parts are summed modulo 2**32 in uint32; each is below 2**32, so a wrap shows as a sum smaller than the one
     before it.
     """
-    gap_epoch, gap_us = gaps
-    low = jnp.cumsum(gap_us.astype(jnp.uint32))
-    before = jnp.concatenate([jnp.zeros(1, jnp.uint32), low[:-1]])
-    wraps = (low < before).astype(jnp.int32)
-    epoch = jnp.cumsum(gap_epoch + wraps * (1 << (32 - EPOCH_BITS))) + (low >> EPOCH_BITS).astype(jnp.int32)
-    return epoch, (low & jnp.uint32(EPOCH_US - 1)).astype(jnp.int32)
+    total = jnp.cumsum(low.astype(jnp.uint32))
+    before = jnp.concatenate([jnp.zeros(1, jnp.uint32), total[:-1]])
+    wraps = (total < before).astype(jnp.int32)
+    carried = jnp.cumsum(high + wraps * (1 << (32 - bits))) + (total >> bits).astype(jnp.int32)
+    return carried, (total & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)

@@ -137,9 +137,9 @@ class QuantileTable(Law):
 class Gamma(Law):
     """Gamma with mean `scale` and coefficient of variation `cv`, through a table of 40 exact quantiles.
 
-    The logarithm of the quantile is nearly linear in the logarithm of the exponential score ``-log(1 - u)`` (slope 1/shape
-    at small values, 1 in the tail), so linear interpolation between knots of the two is accurate for any shape: the error
-    of the distribution function is below 0.002 for gaps above 1e-4 of the mean. The table is scaled to the exact mean.
+    The log of the quantile is nearly linear in the log of the exponential score ``-log(1 - u)`` (slope 1/shape at small
+    values, 1 in the tail), so linear interpolation between knots of the two is accurate for any shape: the error of the
+    distribution function is below 0.002 for gaps above 1e-4 of the mean. The table is scaled to the exact mean.
     """
 
     cv: float

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsched.sim.clock import join_us, split_us
-from jaxsched.sim.machine import advance, init_state, is_done
+from jaxsched.sim.event import apply_pending
+from jaxsched.sim.invariants import violations
+from jaxsched.sim.machine import advance, end_of_chunk, init_state, is_done, micro_step
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Fate, State
@@ -72,6 +74,27 @@ def run_lanes(static: SimStatic, params: SimParams, requests: Requests) -> State
         return jax.vmap(lambda p, r, s: advance(static, p, r, s, CHUNK))(params, requests, state)
 
     return jax.lax.while_loop(more, chunk, jax.vmap(start)(params))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_lanes_checked(static: SimStatic, params: SimParams, requests: Requests) -> tuple[State, jax.Array]:
+    """`run_lanes`, and every `Violation` seen after any micro-step ``[lanes]``."""
+    num_rows = requests.prompt_tokens.shape[-1]
+
+    def chunk(p, r, carry):
+        def body(carry, _):
+            state, _ = micro_step(static, p, r, carry[0])
+            return (state, carry[1] | violations(static, p, r, state)), None
+
+        (state, found), _ = jax.lax.scan(body, carry, None, length=CHUNK)
+        state = end_of_chunk(static, p, r, apply_pending(state))
+        return state, found | violations(static, p, r, state)
+
+    def more(carry):
+        return ~jnp.all(jax.vmap(functools.partial(is_done, static))(params, requests, carry[0]))
+
+    start = jax.vmap(lambda p: (init_state(static, p, num_rows), jnp.int32(0)))(params)
+    return jax.lax.while_loop(more, lambda carry: jax.vmap(chunk)(params, requests, carry), start)
 
 
 def machine_records(state: State, lane: int, num: int) -> list[Record]:

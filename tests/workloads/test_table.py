@@ -82,7 +82,7 @@ def test_first_turns_come_first_in_arrival_order_and_later_turns_are_reached_onc
         (
             {"arrival_us": [0, 1], "turn": [0, 1]},
             "does not follow",
-        ),  # another program: the first one's turn 0 is missing
+        ),  # of another program
         ({"arrival_us": [0, 1], "pause_us": [7, 0]}, "first turn has a pause"),
         ({"arrival_us": [0, 1], "klass": [0]}, "has 1 rows"),
     ],

@@ -1,0 +1,435 @@
+"""The command line: compare, simulate, calibrate, verify, list. Imports JAX only when a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxsched.errors import UserError
+
+OVERRIDES = "any field of the configuration can be set: --workload.num_requests 500, --set cluster.num_instances=8"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 1 a check failed (`verify`), 2 the user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` closed the pipe: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jaxsched", description="Exact, vectorised simulation of LLM-serving clusters.")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    compare = commands.add_parser(
+        "compare", help="policies x loads x seeds: table and report", epilog=OVERRIDES, allow_abbrev=False
+    )
+    compare.add_argument("config", help="a comparison, e.g. configs/compare/chat.yaml")
+    compare.add_argument("--out", default="results", help="folder for report.html and comparison.json (default: results)")
+    compare.add_argument("--policies", help="comma-separated, instead of the configured ones: vllm,sarathi+least_kv")
+    compare.add_argument("--json", action="store_true", help="print the table as JSON")
+
+    simulate = commands.add_parser("simulate", help="run one policy", epilog=OVERRIDES, allow_abbrev=False)
+    simulate.add_argument("config", help="a scenario, e.g. configs/scenarios/chat.yaml")
+    simulate.add_argument("--policy", help="a policy of the catalogue, instead of the configured one")
+    simulate.add_argument("--seeds", type=int, default=1, help="lanes; for a trace, windows of it (default: 1)")
+    simulate.add_argument("--record", metavar="FILE", help="write every request's life: .parquet, .csv or .jsonl")
+    simulate.add_argument("--report", metavar="FILE", help="write an HTML report")
+    simulate.add_argument("--json", action="store_true", help="print the metrics as JSON")
+
+    calibrate = commands.add_parser("calibrate", help="fit a step-time model to measured steps", allow_abbrev=False)
+    calibrate.add_argument("measurements", help="CSV of measured engine steps (docs: jaxsched/timing/measurements.py)")
+    calibrate.add_argument("--model", help="rows of this model, e.g. llama-3-8b")
+    calibrate.add_argument("--device", help="rows of this device, e.g. a100")
+    calibrate.add_argument("--tp", type=int, help="rows of this tensor-parallel degree")
+    calibrate.add_argument("--pp", type=int, help="rows of this pipeline degree")
+    calibrate.add_argument("--target", help="column to fit")
+    calibrate.add_argument("--host-overhead-us", type=float, default=0.0, help="added to each step after the fit")
+    calibrate.add_argument("--seed", type=int, default=0, help="another seed holds out other rows")
+    calibrate.add_argument("--out", metavar="FILE", help="write the coefficients (timing: {kind: coefficients, path: FILE})")
+    calibrate.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    verify = commands.add_parser("verify", help="run the machine on recorded engine decisions", allow_abbrev=False)
+    verify.add_argument("folder", help="a recorded scenario, or a folder of them")
+    verify.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+    listing = commands.add_parser("list", help="what there is", allow_abbrev=False)
+    listing.add_argument("what", choices=["policies", "routers", "workloads", "models", "devices", "scenarios"])
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    overrides: list[str] = []
+    if arguments[:1] in (["compare"], ["simulate"]):
+        from jaxsched.config import split_overrides
+
+        overrides, arguments = split_overrides(arguments)
+    options = parser.parse_args(arguments)
+    if options.version:
+        import jaxsched
+
+        print(f"jaxsched {jaxsched.__version__}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
+    commands: dict[str, Callable[..., int]] = {
+        "compare": _compare, "simulate": _simulate, "calibrate": _calibrate, "verify": _verify, "list": _list,
+    }  # fmt: skip
+    if options.command in ("compare", "simulate", "verify"):
+        configure_jax()
+    return commands[options.command](options, overrides)
+
+
+def configure_jax() -> None:
+    """Before JAX starts: one CPU device per core (XLA uses one core per device), compilations cached across processes."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "jaxsched", "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", max(1, min(cores, 64)))
+
+
+def _command_line() -> str:
+    return shlex.join(["jaxsched", *sys.argv[1:]])
+
+
+class _Status:
+    """One progress line on stderr, only where a person can see it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+        self.live: Any = None
+
+    def __enter__(self) -> _Status:
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self.live = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                console=self.console, transient=True,
+            )  # fmt: skip
+            self.live.start()
+            self.task = self.live.add_task("starting", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def say(self, what: str, done: int, of: int) -> None:
+        if self.live is not None:
+            self.live.update(self.task, description=what, completed=done, total=of)
+
+
+def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxsched.config import load_compare
+    from jaxsched.files import check_writable
+
+    folder = options.out
+    report = os.path.join(folder, "report.html")
+    check_writable(report)
+    config = load_compare(options.config, _with_policies(options, overrides))
+    from jaxsched.compare import compare
+    from jaxsched.files import write_atomic
+    from jaxsched.report import comparison_table, explain_winners, render_comparison, write_html
+    from jaxsched.scenario import from_config, policy_from_config
+
+    scenario = from_config(config)
+    policies = {name: policy_from_config(config, name, section) for name, section in config.policies().items()}
+    section = config.compare
+    with _Status() as status:
+        comparison = compare(
+            scenario,
+            policies,
+            section.loads,
+            section.seeds,
+            baseline=section.baseline,
+            metric=section.metric,
+            capacity_per_s=None if section.capacity == "auto" else section.capacity,
+            confidence=section.confidence,
+            num_bootstrap=section.num_bootstrap,
+            command=_command_line(),
+            config_yaml=config.to_yaml(),
+            say=status.say,
+        )
+    data = comparison.data
+    table, winners = comparison_table(data), explain_winners(data)
+    outcome = {
+        "capacity_per_s": data.capacity_per_s,
+        "capacity_note": data.capacity_note,
+        "config_hash": config.config_hash(),
+        "winners": winners,
+        "table": table,
+        "notes": data.notes,
+        "versions": data.versions,
+        "command": data.command,
+    }
+    text = json.dumps(outcome, indent=1)
+    write_html(report, render_comparison(data))
+    write_atomic(os.path.join(folder, "comparison.json"), (text + "\n").encode())
+    if options.json:
+        print(text)
+    else:
+        _print_comparison(data, winners)
+        print(f"report: {report}")
+    return 0
+
+
+def _with_policies(options: argparse.Namespace, overrides: list[str]) -> list[str]:
+    if not options.policies:
+        return overrides
+    names = [name.strip() for name in options.policies.split(",") if name.strip()]
+    extra = [f"compare.policies={json.dumps(names)}"]
+    if not any(o.startswith("compare.baseline=") for o in overrides):
+        extra.append(f"compare.baseline={names[0]}")
+    return [*overrides, *extra]
+
+
+def _print_comparison(data: Any, winners: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxsched.report import comparison_table
+    from jaxsched.report.metrics import label, show
+
+    console = Console()
+    for note in data.notes:
+        console.print(note, style="dim", highlight=False)
+    console.print(
+        f"capacity {data.capacity_per_s:.4g} programs/s ({data.capacity_note}); {len(data.seeds)} seeds; "
+        f"{data.confidence:.0%} intervals; +/- against {data.baseline}, paired",
+        highlight=False,
+    )
+    shown = [data.primary_metric, *(m for m in ("ttft_p99_s", "tpot_p99_s", "goodput_per_s") if m != data.primary_metric)]
+    rows = {(r["policy"], r["load"], r["metric"]): r for r in comparison_table(data, [m for m in shown if m in data.metrics()])}
+    for metric in shown:
+        if metric not in data.metrics():
+            continue
+        table = Table(title=label(metric), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("policy")
+        for load in data.loads:
+            table.add_column(f"load {load:g}", justify="right")
+        for policy in data.policies:
+            cells = []
+            for load in data.loads:
+                row = rows[policy, load, metric]
+                mark = {"better": " +", "worse": " -"}.get(row["verdict"], "")
+                value = row["mean"]
+                cells.append("n/a" if value is None else f"{show(metric, value)}{mark}")
+            table.add_row(policy, *cells)
+        console.print(table)
+    for sentence in winners:
+        console.print(sentence, highlight=False)
+
+
+def _simulate(options: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxsched.config import load
+    from jaxsched.files import check_writable
+    from jaxsched.records import check_record_target, write_records
+
+    if options.seeds < 1:
+        raise UserError(f"{options.seeds} seeds", where="option --seeds", expected="at least 1")
+    if options.record:
+        check_record_target(options.record)
+    if options.report:
+        check_writable(options.report)
+    config = load(options.config, overrides)
+    from jaxsched.compare import compared_metrics, timeline, versions
+    from jaxsched.report import SimulationData, render_simulation, write_html
+    from jaxsched.rollout import rollout
+    from jaxsched.scenario import from_config, policy_from_config
+
+    scenario = from_config(config)
+    policy = scenario.policy
+    if options.policy:
+        name, _, router = options.policy.partition("+")
+        section = config.policy.model_copy(update={"scheduler": name, **({"router": router} if router else {})})
+        policy = policy_from_config(config, options.policy, section)
+    assert policy is not None
+    with _Status() as status:
+        result = rollout(
+            scenario,
+            policy,
+            seeds=options.seeds,
+            record=bool(options.record),
+            progress=lambda done, of: status.say(f"simulating {policy.name}", done, of),
+        )
+    if options.record:
+        write_records(options.record, result.records())
+    if options.report:
+        data = SimulationData(
+            title=scenario.name, command=_command_line(), config_yaml=config.to_yaml(), versions=versions(),
+            seeds=result.seeds, policy=policy.name, summary=compared_metrics(result), cdfs=result.cdfs(),
+            timeline=timeline(result), notes=[*scenario.notes, *result.warnings()],
+        )  # fmt: skip
+        write_html(options.report, render_simulation(data))
+    if options.json:
+        metrics = {k: [None if v != v else float(v) for v in values] for k, values in result.metrics.items()}
+        print(
+            json.dumps(
+                {
+                    "scenario": scenario.name, "policy": policy.name, "seeds": result.seeds, "metrics": metrics,
+                    "rate_per_s": result.rate_per_s, "warnings": result.warnings(), "notes": list(scenario.notes),
+                },
+                indent=1,
+            )  # fmt: skip
+        )
+    else:
+        for note in scenario.notes:
+            print(note)
+        print(result.summary())
+        for what, path in (("records", options.record), ("report", options.report)):
+            if path:
+                print(f"{what}: {path}")
+    return 0
+
+
+def _calibrate(options: argparse.Namespace, _: list[str]) -> int:
+    from jaxsched.files import check_writable
+    from jaxsched.timing import fit_csv
+
+    if options.out:
+        check_writable(options.out)
+    fit = fit_csv(
+        options.measurements,
+        model=options.model,
+        device=options.device,
+        tp=options.tp,
+        pp=options.pp,
+        target_column=options.target,
+        host_overhead_us=options.host_overhead_us,
+        seed=options.seed,
+    )
+    if options.out:
+        fit.save(options.out)
+    if options.json:
+        print(json.dumps(fit.report, indent=1))
+        return 0
+    print(fit.step_time.explain())
+    _print_nested(fit.report)
+    if options.out:
+        print(f"coefficients: {options.out}")
+    return 0
+
+
+def _print_nested(value: Any, indent: int = 0) -> None:
+    """Plain, aligned text of a JSON-able report."""
+    pad = "  " * indent
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            print(f"{pad}{key}:")
+            _print_nested(entry, indent + 1)
+        elif isinstance(entry, list):
+            print(f"{pad}{key}:")
+            for item in entry:
+                text = ", ".join(f"{k} {_short(v)}" for k, v in item.items()) if isinstance(item, dict) else _short(item)
+                print(f"{pad}  - {text}")
+        else:
+            print(f"{pad}{key}: {_short(entry)}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _verify(options: argparse.Namespace, _: list[str]) -> int:
+    from jaxsched.verify import main as verify
+
+    return verify(options.folder, json=options.json)
+
+
+def _list(options: argparse.Namespace, _: list[str]) -> int:
+    rows = {
+        "policies": _list_policies, "routers": _list_routers, "workloads": _list_workloads, "models": _list_models,
+        "devices": _list_devices, "scenarios": _list_scenarios,
+    }[options.what]()  # fmt: skip
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        rest = "; ".join(str(v) for k, v in row.items() if k != "name" and v not in ("", None))
+        print(f"{row['name']:{width}}  {rest}")
+    return 0
+
+
+def _list_policies() -> list[dict[str, Any]]:
+    from jaxsched.policies import SCHEDULERS
+
+    return [{"name": name, "summary": s.summary, "source": s.source} for name, s in SCHEDULERS.items()]
+
+
+def _list_routers() -> list[dict[str, Any]]:
+    from jaxsched.policies import ROUTERS
+
+    return [{"name": name, "summary": r.summary, "source": r.source} for name, r in ROUTERS.items()]
+
+
+def _list_workloads() -> list[dict[str, Any]]:
+    from jaxsched.workloads import get_preset, list_formats, list_presets
+
+    presets = [get_preset(name) for name in list_presets()]
+    rows = [{"name": p.name, "summary": p.summary, "source": p.source} for p in presets]
+    return rows + [{"name": f"format {name}", "summary": "trace reader (workload.path)"} for name in list_formats()]
+
+
+def _list_models() -> list[dict[str, Any]]:
+    from jaxsched.timing import find_model, list_models
+
+    return [{"name": n, "parameters": f"{find_model(n).total_params / 1e9:.1f} B"} for n in list_models()]
+
+
+def _list_devices() -> list[dict[str, Any]]:
+    from jaxsched.timing import find_device, list_devices
+
+    rows = []
+    for name in list_devices():
+        d = find_device(name)
+        rows.append({"name": name, "memory": f"{d.memory_bytes / 2**30:.0f} GiB"})
+    return rows
+
+
+def _list_scenarios() -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    from jaxsched.config import load
+
+    roots = [Path.cwd() / "configs", Path(__file__).resolve().parents[1] / "configs"]
+    root = next((r for r in roots if r.is_dir()), None)
+    if root is None:
+        raise UserError("no configs folder", where=str(roots[0]), hint="Run this in a clone of the project.")
+    rows = []
+    for path in sorted((root / "scenarios").glob("*.yaml")):
+        config = load(str(path))
+        rows.append({"name": config.name, "path": os.path.relpath(path), "description": config.description})
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
