@@ -218,7 +218,7 @@ def _print_comparison(data: Any, winners: list[str]) -> None:
     from jaxsched.report import comparison_table
     from jaxsched.report.metrics import label, show
 
-    console = Console()
+    console = Console(soft_wrap=True)
     for note in data.notes:
         console.print(note, style="dim", highlight=False)
     console.print(
@@ -243,7 +243,7 @@ def _print_comparison(data: Any, winners: list[str]) -> None:
                 value = row["mean"]
                 cells.append("n/a" if value is None else f"{show(metric, value)}{mark}")
             table.add_row(policy, *cells)
-        console.print(table)
+        console.print(table, soft_wrap=False, width=max(console.width, 120))
     for sentence in winners:
         console.print(sentence, highlight=False)
 

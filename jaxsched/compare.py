@@ -25,6 +25,9 @@ COMPARED = (
     "recomputed_tokens", "engine_steps", "gpu_seconds",
 )  # fmt: skip
 
+#: Programs per lane when the capacity of a synthetic workload is measured.
+CAPACITY_PROGRAMS = 2400
+
 Say = Callable[[str, int, int], None]  # (what is being done, done, of how many)
 
 
@@ -56,6 +59,9 @@ def measure_rate(scenario: Scenario, policy: Policy, rate: float, seeds: Sequenc
 
 def measure_capacity(scenario: Scenario, policy: Policy, seeds: Sequence[int], tol: float = 0.02) -> Capacity:
     """The highest stable arrival rate of a policy (programs per second), by bracketing and bisection."""
+    if not scenario.is_trace:
+        # Long enough that requests in flight are few against those that arrived.
+        scenario = dataclasses.replace(scenario, num_programs=max(scenario.num_programs, CAPACITY_PROGRAMS))
     flood = rollouts(scenario, policy, seeds, [20.0 * scenario.rate_per_s])[0]
     t = flood.trajectory
     rates = []

@@ -11,6 +11,7 @@ import numpy as np
 from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy
 from jaxsched.sim.build import NO_LIMIT_US
+from jaxsched.sim.machine import LONGEST_RUN_US
 from jaxsched.timing import StepTimeParams, check_range
 from jaxsched.workloads import Preset, Workload
 
@@ -87,15 +88,18 @@ class Scenario:
         """Refuse what can never run: a step too long for the clock, or a trace whose every prompt exceeds the pool."""
         settings = policy.settings()
         whole = policy.scheduler.spec.family in ("orca", "static", "v0")
-        tokens = self.usable_blocks * self.block_size
-        check_range(
-            self.timing,
-            max_step_tokens=int(tokens if whole else max(settings["token_budget"], settings["max_num_seqs"])),
-            max_rows=int(settings["max_num_seqs"]),
-            max_row_tokens=min(int(self.max_model_len), tokens),
-            max_kv_tokens=tokens,
-            limit_us=2**26,
-        )
+        tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
+        budget = tokens if whole else int(max(settings["token_budget"], seqs))
+        # Any one step, and a whole run of decode steps, must fit into the clock's margin.
+        for step_tokens, steps in ((budget, 1), (seqs, self.max_run_steps)):
+            check_range(
+                self.timing,
+                max_step_tokens=step_tokens,
+                max_rows=seqs,
+                max_row_tokens=min(int(self.max_model_len), tokens),
+                max_kv_tokens=tokens,
+                limit_us=LONGEST_RUN_US // steps,
+            )
         if isinstance(self.workload, Workload):
             peak = self.workload.prompt_tokens + self.workload.output_tokens - 1
             smallest = int(np.ceil(peak.min() / self.block_size))

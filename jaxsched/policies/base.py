@@ -43,7 +43,8 @@ class Router:
     route: RouteHead
     summary: str
     source: str
-    reads_blocks: bool = False  # reads KV use: runs must carry it exactly
+    reads_blocks: bool = False  # reads KV use, which is then kept exactly inside runs
+    reads_work: bool = False  # reads predicted work
 
 
 V1_DEFAULTS = {

@@ -58,6 +58,6 @@ ROUTERS = {
         Router("least_outstanding", least_outstanding, "fewest waiting + running requests", "join the shortest queue"),
         Router("least_kv", least_kv, "fewest KV blocks used or promised", "llm-d kv-utilisation scorer", reads_blocks=True),
         Router("power_of_two", power_of_two, "the less loaded of two at random", "Mitzenmacher, IEEE TPDS 2001"),
-        Router("least_work", least_work, "fewest predicted tokens left", "join the shortest queue by predicted work"),
+        Router("least_work", least_work, "fewest predicted tokens left", "join the shortest queue by predicted work", reads_work=True),
     )
 }

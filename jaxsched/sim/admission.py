@@ -152,7 +152,8 @@ def admission_step(
     whole = ceil_blocks(static, known)
     watermark = sched.watermark_blocks
     if family == "v1":
-        tokens = jnp.where(state.threshold > 0, jnp.minimum(known, state.threshold), known)
+        if static.ordered_budget:
+            tokens = jnp.where(state.threshold > 0, jnp.minimum(known, state.threshold), known)
         fits &= (sched.chunked_prefill > 0) | (tokens <= state.budget)
         tokens = jnp.minimum(tokens, state.budget)
         kept = jnp.where(inst.running > 0, watermark, 0)
@@ -216,12 +217,11 @@ def _admit(event: Event, slot, active, fresh, column, prompt, tokens, blocks, re
     inst.admissions = inst.admissions + active
     inst.free = inst.free - jnp.where(active, blocks, 0)
     inst.running = inst.running + active
-    inst.waiting = inst.waiting - active
-    inst.waiting_blocks = inst.waiting_blocks - jnp.where(active, ceil_blocks(static, prompt), 0)
+    event.add_waiting(-1, active, prompt)
     state = event.state
-    event.state = state.replace(
-        budget=state.budget - jnp.where(active, tokens, 0), admitted=state.admitted + active.astype(jnp.int32)
-    )
+    event.state = state.replace(budget=state.budget - jnp.where(active, tokens, 0))
+    if static.scheduler.family == "v0":
+        event.state = event.state.replace(admitted=state.admitted + active.astype(jnp.int32))
     delay = event.since(event.now, column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US])
     event.tally.observe(Hist.QUEUE, column[Col.KLASS], delay, first & (event.measured(column) > 0))
     event.record(column[Col.REQUEST], first, first_scheduled=event.stamp(event.now))
@@ -235,9 +235,8 @@ def _drop(event: Event, slot, active, fresh, column, prompt) -> None:
     mask = (event.index == slot) & active & ~fresh
     slots.order = set_where(mask, EMPTY, slots.order)
     slots.known = set_where(mask, 0, slots.known)
-    inst.waiting = inst.waiting - active
-    inst.waiting_blocks = inst.waiting_blocks - jnp.where(active, ceil_blocks(static, prompt), 0)
-    inst.work = inst.work - jnp.where(active, prompt + column[Col.PREDICTED], 0)
+    event.add_waiting(-1, active, prompt)
+    event.drop_work(active, prompt, column)
     event.tally.count(Count.TIMED_OUT, active)
     event.record(
         column[Col.REQUEST],

@@ -153,12 +153,11 @@ def take_arrival(
     entry = [request] if not static.num_paused else [request, state.sequence, *stamp, *program]
     queue = state.queue.at[m, position].set(jnp.stack(entry), mode="drop")
     one = joins.astype(jnp.int32)
-    change = {
-        "length": one,
-        "waiting": one,
-        "waiting_blocks": one * ceil_blocks(static, prompt),
-        "work": one * (prompt + predicted),
-    }
+    change = {"length": one, "waiting": one}
+    if static.route_by_blocks:
+        change["waiting_blocks"] = one * ceil_blocks(static, prompt)
+    if static.route_by_work:
+        change["work"] = one * (prompt + predicted)
     pending = state.pending_writes.replace(
         joined=jnp.where(joins, m, static.num_instances),
         change=jnp.stack([change.get(name, jnp.int32(0)) for name in _FIELD]),

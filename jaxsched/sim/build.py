@@ -52,6 +52,7 @@ def make_static(
         num_slots=num_slots,
         ordered_budget=policy.needs_ordered_budget(),
         route_by_blocks=policy.router.reads_blocks,
+        route_by_work=policy.router.reads_work,
         timeouts=timeouts,
         delayed_view=delayed_view,
         **sizes,

@@ -41,7 +41,9 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     k = static.run_steps
     longest = jnp.int32(1)
     if k > 1:
-        finish_in = jnp.min(jnp.where(decode, slots.goal - slots.known, 2**31 - 1))
+        # (A last prompt chunk of one token yields a first token: a step of its own, so that the gap to the second is seen.)
+        steps_left = jnp.where(slots.known > slots.prompt, slots.goal - slots.known, 1)
+        finish_in = jnp.min(jnp.where(decode, steps_left, 2**31 - 1))
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
         memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)
@@ -89,7 +91,9 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     event.tally.count(Count.SCHEDULED_TOKENS, jnp.where(formed, total, 0))
 
     # v0's prefill-only steps leave the decodes' last token where it was.
-    decodes_paused = (num_decode == 0) & (inst.running > num_prefill)
+    decodes_paused = jnp.bool_(False)
+    if static.scheduler.family == "v0":
+        decodes_paused = (num_decode == 0) & (inst.running > num_prefill)
     inst.token_time = jnp.where(formed & ~decodes_paused, first_wrapped, inst.token_time)
     inst.bulk = jnp.where(formed, num_bulk, inst.bulk)
     inst.bulk_gap = jnp.where(formed, jnp.where(decodes_paused, -1, gap), inst.bulk_gap)

@@ -185,6 +185,18 @@ class Event:
         """Float32 microseconds from (epoch, us) to a time relative to the current epoch."""
         return (self.state.epoch - epoch).astype(jnp.float32) * EPOCH_US + (relative_us - us).astype(jnp.float32)
 
+    def add_waiting(self, sign: int, active: jax.Array, prompt: jax.Array) -> None:
+        """A request joins (+1) or leaves (-1) the waiting ones."""
+        self.inst.waiting = self.inst.waiting + sign * active.astype(jnp.int32)
+        if self.static.route_by_blocks:
+            blocks = jnp.where(active, ceil_blocks(self.static, prompt), 0)
+            self.inst.waiting_blocks = self.inst.waiting_blocks + sign * blocks
+
+    def drop_work(self, active: jax.Array, prompt: jax.Array, column: jax.Array) -> None:
+        """A request's predicted work is gone."""
+        if self.static.route_by_work:
+            self.inst.work = self.inst.work - jnp.where(active, prompt + column[Col.PREDICTED], 0)
+
     def note(self, **values: jax.Array) -> None:
         """Keep decisions for the trace (only when tracing)."""
         if self.trace is not None:

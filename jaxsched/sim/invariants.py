@@ -144,7 +144,12 @@ def _load(static: SimStatic, requests: Requests, state: State, instance, slots, 
     work += jnp.sum(jnp.where(fifo.fresh, fifo.prompt + fifo.predicted, 0), axis=1)
     blocks = jnp.sum(jnp.where(waiting, ceil_blocks(static, slots.prompt), 0), axis=1)
     blocks += jnp.sum(jnp.where(fifo.fresh, ceil_blocks(static, fifo.prompt), 0), axis=1)
-    return jnp.any((work != instance.work) | (blocks != instance.waiting_blocks))
+    wrong = jnp.zeros_like(work, bool)  # kept only for the routers that read them
+    if static.route_by_work:
+        wrong |= work != instance.work
+    if static.route_by_blocks:
+        wrong |= blocks != instance.waiting_blocks
+    return jnp.any(wrong)
 
 
 def _order(instance, slots, running) -> Bool[Array, ""]:

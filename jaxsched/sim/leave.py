@@ -30,8 +30,8 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     before = event.held_blocks(slots.computed, slots.aux)
     slots.computed = slots.computed + jnp.where(emit, k - 1, 0)
     slots.known = slots.known + jnp.where(emit, k, 0)
-    if static.run_steps > 1:
-        inst.free = inst.free - jnp.sum(event.held_blocks(slots.computed, slots.aux) - before)
+    grown = jnp.sum(event.held_blocks(slots.computed, slots.aux) - before) if static.run_steps > 1 else jnp.int32(0)
+    inst.free = inst.free - grown
     slots.last = set_where(emit, event.wrapped(now), slots.last)
     slots.chunk = jnp.where(begin, 0, slots.chunk)
     inst.in_flight = jnp.where(ended, 0, inst.in_flight)
@@ -45,14 +45,17 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     event.tally.count(Count.ENGINE_STEPS, k)
     event.tally.count(Count.OUTPUT_TOKENS, k * inst.emits)
     event.tally.count(Count.SCHEDULED_TOKENS, jnp.maximum(k - 1, 0) * inst.emits)
-    add_area(event, busy)
+    add_area(event, busy, grown)
 
 
-def add_area(event: Event, duration_us: Int[Array, ""]) -> None:
-    """Time integrals of batch and KV occupancy (float32, folded into a compensated sum between chunks)."""
+def add_area(event: Event, duration_us: Int[Array, ""], grown: Int[Array, ""] | int = 0) -> None:
+    """Time integrals of batch and KV occupancy (float32, folded into a compensated sum between chunks).
+
+    Blocks that a run took on its way (`grown`) count for half of it: they are taken at a steady pace.
+    """
     metrics, inst = event.state.metrics, event.inst
-    used = event.params.usable_blocks[event.m] - inst.free
-    step = jnp.stack([inst.running, used]).astype(jnp.float32) * duration_us.astype(jnp.float32)
+    used = (event.params.usable_blocks[event.m] - inst.free).astype(jnp.float32) - 0.5 * grown
+    step = jnp.stack([inst.running.astype(jnp.float32), used]) * duration_us.astype(jnp.float32)
     event.state = event.state.replace(metrics=metrics.replace(area=metrics.area.at[:, 1].add(step)))
 
 
@@ -79,19 +82,21 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     is_finish = here & (num_finished > 0)
     mask = (event.index == slot) & here
 
-    held = jnp.where(event.at(slots.order, slot) >= 0, event.held_blocks(event.at(slots.computed, slot), event.at(slots.aux, slot)), 0)  # fmt: skip
-    was_running = here & (event.at(slots.order, slot) >= 0)
-    column = event.column(slot)
-    inst.free = inst.free + jnp.where(here, held, 0)
+    column, prompt = event.column(slot), event.at(slots.prompt, slot)
+    held = event.held_blocks(event.at(slots.computed, slot), event.at(slots.aux, slot))
+    gone_order = jnp.int32(EMPTY)
+    was_running = here
+    if static.scheduler.asynchronous:
+        # It may have been preempted meanwhile; then its FIFO entry is removed when it comes to the head.
+        was_running = here & (event.at(slots.order, slot) >= 0)
+        event.add_waiting(-1, here & ~was_running, prompt)
+        if static.scheduler.order is None:
+            gone_order = jnp.where(was_running, EMPTY, DEAD)
+    inst.free = inst.free + jnp.where(was_running, held, 0)
     inst.running = inst.running - was_running
-    leaves_entry = here & ~was_running  # asynchronous: its FIFO entry is removed when it comes to the head
-    inst.waiting = inst.waiting - leaves_entry
-    prompt = event.at(slots.prompt, slot)
-    inst.waiting_blocks = inst.waiting_blocks - jnp.where(leaves_entry, event.held_blocks(prompt, jnp.int32(0)), 0)
-    inst.work = inst.work - jnp.where(here, prompt + column[Col.PREDICTED], 0)
+    event.drop_work(here, prompt, column)
     scheduled = event.at(slots.computed, slot) + column[Col.LOST_TOKENS]
-    fifo = static.scheduler.order is None
-    slots.order = set_where(mask, jnp.where(leaves_entry & fifo, DEAD, EMPTY), slots.order)
+    slots.order = set_where(mask, gone_order, slots.order)
     slots.computed = set_where(mask, 0, slots.computed)
     slots.known = set_where(mask, 0, slots.known)
     slots.chunk = set_where(mask, 0, slots.chunk)

@@ -24,8 +24,10 @@ from jaxsched.sim.running import running_pass
 from jaxsched.sim.state import Col, Count, Flag, Instance, Phase, State, init_state
 from jaxsched.sim.static import SimStatic
 
-#: A lane waits for the rebase at the end of the chunk rather than take an event this late in its epoch (134 s of margin).
-HOLD_US = 2**31 - 2**27
+#: Longest step or run of steps (537 s): what may follow an event without leaving int32.
+LONGEST_RUN_US = 2**29
+#: A lane waits for the rebase at the end of the chunk rather than take an event this late in its epoch.
+HOLD_US = 2**31 - LONGEST_RUN_US - 2**20
 
 
 def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: State) -> tuple[State, dict]:
@@ -134,21 +136,27 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
 def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
     """Registers of a schedule() call."""
     state, inst, sched = event.state, event.inst, event.params.scheduler
-    in_system = inst.running + inst.waiting
-    adaptive = jnp.maximum(sched.long_prefill_threshold, sched.token_budget // jnp.maximum(in_system, 1))
-    threshold = jnp.where(sched.adaptive_threshold > 0, adaptive, sched.long_prefill_threshold)
-    on = (sched.long_prefill_threshold > 0) & (in_system > 1)
+    static = event.static
     event.slots.chunk = jnp.where(begins, 0, event.slots.chunk)
-    unlimited = event.static.scheduler.family in ("orca", "static")
+    unlimited = static.scheduler.family in ("orca", "static")
     event.state = state.replace(
         budget=jnp.where(begins, jnp.int32(2**30) if unlimited else sched.token_budget, state.budget),
         preempted=jnp.where(begins, 0, state.preempted),
-        admitted=jnp.where(begins, 0, state.admitted),
-        was_idle=jnp.where(begins, (inst.running == 0).astype(jnp.int32), state.was_idle),
-        threshold=jnp.where(begins, jnp.where(on, threshold, 0), state.threshold),
-        cursor=jnp.where(begins, -1, state.cursor),
-        pending=jnp.where(begins, 0, state.pending),
     )
+    if static.scheduler.family == "v0":
+        event.state = event.state.replace(admitted=jnp.where(begins, 0, state.admitted))
+    if static.scheduler.family == "static":
+        event.state = event.state.replace(was_idle=jnp.where(begins, (inst.running == 0).astype(jnp.int32), state.was_idle))
+    if static.ordered_budget:
+        in_system = inst.running + inst.waiting
+        adaptive = jnp.maximum(sched.long_prefill_threshold, sched.token_budget // jnp.maximum(in_system, 1))
+        threshold = jnp.where(sched.adaptive_threshold > 0, adaptive, sched.long_prefill_threshold)
+        on = (sched.long_prefill_threshold > 0) & (in_system > 1)
+        event.state = event.state.replace(
+            threshold=jnp.where(begins, jnp.where(on, threshold, 0), state.threshold),
+            cursor=jnp.where(begins, -1, state.cursor),
+            pending=jnp.where(begins, 0, state.pending),
+        )
 
 
 def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state: State) -> State:

@@ -141,8 +141,7 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     column = event.column(slot)
     inst.free = inst.free + jnp.where(active, held, 0)
     inst.running = inst.running - active
-    inst.waiting = inst.waiting + active
-    inst.waiting_blocks = inst.waiting_blocks + jnp.where(active, ceil_blocks(static, prompt), 0)
+    event.add_waiting(+1, active, prompt)
     event.state = state.replace(
         budget=state.budget + jnp.where(active, given, 0),
         preempted=jnp.where(active & memory, 1, state.preempted),
@@ -153,8 +152,8 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     ahead = (last - event.wrapped(event.now)) & (2**31 - 1)
     last_time = jnp.where(ahead < 2**29, event.now + ahead, event.now - behind)
     stamp = event.stamp(last_time)
-    column = column.at[Col.PREEMPTIONS].add(1).at[Col.LOST_TOKENS].add(computed)
     never = (last < 0) | (event.at(slots.known, slot) == prompt)
+    column = column.at[Col.PREEMPTIONS].add(1).at[Col.LOST_TOKENS].add(computed)
     column = column.at[Col.LAST_EPOCH].set(jnp.where(never, column[Col.LAST_EPOCH], stamp[0]))
     column = column.at[Col.LAST_US].set(jnp.where(never, column[Col.LAST_US], stamp[1]))
     event.write_column(slot, column, active)

@@ -51,7 +51,8 @@ class SimStatic:
     ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
     timeouts: bool = False  # some class has a timeout
     delayed_view: bool = False  # routers see the state of the last telemetry tick
-    route_by_blocks: bool = False  # the router reads KV use, so it must be exact inside runs
+    route_by_blocks: bool = False  # the router reads KV use: kept per step of a run, and of waiting prompts
+    route_by_work: bool = False  # the router reads predicted work
     record: bool = False  # keep every request's life in the state
     trace: bool = False  # emit every step's decisions (needs max_run_steps = 1)
     stall_limit: int = 4096  # micro-steps without progress of the clock before the watchdog stops the lane

@@ -104,7 +104,7 @@ def test_the_good_configurations_used_below_load(tmp_path):
             r"line 8, field timing: unknown kind 'descriptive'; expected kind to be one of 'description'",
         ),
         ("  kind: description\n", "", r"line 8, field timing: key 'kind' is missing; expected kind to be one of"),
-        ("  num_slots: 64\n", "", r"c\.yaml, line 5: key 'cluster\.num_slots' is missing"),
+        ("  num_instances: 2\n", "", r"c\.yaml, line 5: key 'cluster\.num_instances' is missing"),
         (
             "  num_requests: 100",
             "  path: x.csv",

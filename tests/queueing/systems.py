@@ -3,14 +3,15 @@
 Nothing here simulates. Each `System` is a policy of the catalogue with ordinary parameters and an ordinary step-time model:
 
 - one at a time: `max_num_seqs` 1 and a constant step, so a request of O output tokens is served for O steps;
-- all share: everybody is admitted and a step costs its tokens, so each of B requests goes at rate 1/B;
-- ten at a time: `max_num_seqs` 10 and a constant step, so each of up to ten goes at rate 1;
-- prompts only: one output token, and a prompt token costs as much as a step above, so a request is served in a single step.
+- ten at a time: `max_num_seqs` 10 and a constant step, so each of up to ten is served at rate 1;
+- all share: everybody is admitted and a step costs its tokens, so each of B requests is served at rate 1/B;
+- prompts only: one output token, and a prompt token costs what a step did, so a request is served in one long step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,22 +21,24 @@ from jaxsched.sim.build import make_params, make_static
 from jaxsched.sim.clock import join_us, split_us
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count
-from jaxsched.timing.step_time import StepTimeParams, affine
+from jaxsched.sim.static import SimStatic
+from jaxsched.timing.step_time import affine
 from tests.queueing.theory import Law
 from tests.sim.harness import run_lanes, stack
 
 STEP_US = 1000
 BUDGET = 1 << 24  # no chunking: a preempted request is recomputed in one step, which yields its next token
 BLOCK_SIZE, BLOCKS = 1 << 16, 1 << 14  # memory that never binds
-WARM_UP, COOL_DOWN = 0.10, 0.05  # shares of the arrivals left out at either end; the run goes on until all have left
+CONSTANT_STEP, STEP_COSTS_ITS_TOKENS = (STEP_US, 0, 0), (0, STEP_US, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
     """One special configuration, and how finely it cuts service."""
 
-    policy: Policy
-    timing: StepTimeParams
+    name: str  # of the policy in the catalogue
+    max_num_seqs: int
+    timing: tuple[int, int, int]  # arguments of `affine`
     mean_steps: int  # E[O]
     num_slots: int
     max_run_steps: int
@@ -44,55 +47,90 @@ class System:
     queue_capacity: int = 1024
     prompts: bool = False  # service is in the prompt, not in the output
 
-    def __hash__(self) -> int:
-        return id(self)
+    @property
+    def policy(self) -> Policy:
+        return get(self.name, max_num_seqs=self.max_num_seqs, token_budget=BUDGET)
+
+    @property
+    def static(self) -> SimStatic:
+        """What is compiled."""
+        return make_static(
+            self.policy,
+            num_instances=self.num_instances,
+            num_slots=self.num_slots,
+            max_run_steps=self.max_run_steps,
+            queue_capacity=self.queue_capacity,
+            block_size=BLOCK_SIZE,
+            record=True,
+        )
 
 
-def one_at_a_time(scheduler: str, *, mean_steps: int, num_slots: int = 1, max_run_steps: int = 32) -> System:
+#: First come first served, ten servers and processor sharing differ in traced parameters only: one compiled program.
+SHARED_SLOTS, SHARED_RUN_STEPS = 128, 64
+
+
+def at_a_time(servers: int, mean_steps: int) -> System:
+    """First come first served by `servers` servers."""
+    return System("vllm", servers, CONSTANT_STEP, mean_steps, SHARED_SLOTS, SHARED_RUN_STEPS, servers=servers)
+
+
+def all_share(mean_steps: int) -> System:
+    """Processor sharing."""
+    return System("vllm", SHARED_SLOTS, STEP_COSTS_ITS_TOKENS, mean_steps, SHARED_SLOTS, SHARED_RUN_STEPS)
+
+
+def shortest_remaining(mean_steps: int) -> System:
+    """SRPT on one server; up to 64 requests are compared (a flag tells if there were more)."""
+    return System("srpt-oracle", 1, CONSTANT_STEP, mean_steps, 64, 16)
+
+
+def routed(router: str, num_instances: int, mean_steps: int) -> System:
+    """Many first-come-first-served servers behind a router."""
     return System(
-        get(scheduler, max_num_seqs=1, token_budget=BUDGET), affine(STEP_US, 0, 0), mean_steps, num_slots, max_run_steps
-    )
-
-
-def all_share(*, mean_steps: int, num_slots: int, max_run_steps: int = 32) -> System:
-    policy = get("vllm", max_num_seqs=num_slots, token_budget=BUDGET)
-    return System(policy, affine(0, STEP_US, 0), mean_steps, num_slots, max_run_steps)
-
-
-def several_at_a_time(servers: int, *, mean_steps: int, max_run_steps: int = 32) -> System:
-    policy = get("vllm", max_num_seqs=servers, token_budget=BUDGET)
-    return System(policy, affine(STEP_US, 0, 0), mean_steps, servers, max_run_steps, servers=servers)
-
-
-def prompts_only(router: str, num_instances: int, *, mean_steps: int) -> System:
-    policy = get(f"vllm+{router}", max_num_seqs=1, token_budget=BUDGET)
-    return System(
-        policy, affine(0, STEP_US, 0), mean_steps, 1, 1, num_instances, num_instances, queue_capacity=256, prompts=True
-    )
+        f"vllm+{router}", 1, STEP_COSTS_ITS_TOKENS, mean_steps, 1, 1, num_instances, num_instances,
+        queue_capacity=256, prompts=True,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Poisson arrivals of `load` (per server) and service by `law`, for several seeds."""
+    """Poisson arrivals of `load` per server, and service by `law`."""
 
     law: Law
     load: float
-    num_seeds: int = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long and how often: the first and last shares of the arrivals are not measured (the run goes on till all have left)."""
+
+    num_requests: int
+    num_seeds: int
+    warm_up: float = 0.25
+    cool_down: float = 0.05
+    base_seed: int = 0
+
+    @property
+    def cohort(self) -> slice:
+        """The requests that are measured."""
+        return slice(round(self.warm_up * self.num_requests), round((1 - self.cool_down) * self.num_requests))
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """What became of the requests of one `Traffic`: int64 microseconds ``[seeds, requests]``, and counters ``[seeds]``."""
+    """What became of the requests: int64 microseconds ``[seeds, requests]``, and per-seed totals ``[seeds]``."""
 
     system: System
     traffic: Traffic
+    plan: Plan
     arrival: np.ndarray
     service: np.ndarray
     first_scheduled: np.ndarray
     finish: np.ndarray
     preemptions: np.ndarray
-    counts: np.ndarray  # [seeds, Count]
-    batch_us: np.ndarray  # time integral of the number admitted, as the machine accumulates it
+    queued: np.ndarray  # arrivals that found every slot taken
+    busy_us: np.ndarray  # time with a step in execution, as the machine counts it
+    batch_us: np.ndarray  # time integral of the number admitted, as the machine accumulates it (float32 sums)
 
     @property
     def unit_us(self) -> int:
@@ -100,56 +138,71 @@ class Runs:
         return self.system.mean_steps * STEP_US
 
     @property
-    def cohort(self) -> slice:
-        """The requests that are measured."""
-        num = self.arrival.shape[1]
-        return slice(round(WARM_UP * num), round((1 - COOL_DOWN) * num))
+    def time_in_system(self) -> np.ndarray:
+        """Of each measured request, in mean service times."""
+        return ((self.finish - self.arrival) / self.unit_us)[:, self.plan.cohort]
 
     @property
-    def time_in_system(self) -> np.ndarray:
-        """In mean service times."""
-        return (self.finish - self.arrival) / self.unit_us
+    def wait(self) -> np.ndarray:
+        """Until admission, of each measured request, in mean service times."""
+        return ((self.first_scheduled - self.arrival) / self.unit_us)[:, self.plan.cohort]
 
 
-def run(system: System, traffics: list[Traffic], num_requests: int, base_seed: int = 0) -> dict[Traffic, Runs]:
-    """All traffics and seeds as lanes of one compiled program."""
-    lanes = [(traffic, seed) for traffic in traffics for seed in range(traffic.num_seeds)]
-    arrival, steps = (np.stack(x) for x in zip(*(_draw(system, *lane, num_requests, base_seed) for lane in lanes), strict=True))
-    static = make_static(
-        system.policy,
-        num_instances=system.num_instances,
-        num_slots=system.num_slots,
-        max_run_steps=system.max_run_steps,
-        queue_capacity=system.queue_capacity,
-        block_size=BLOCK_SIZE,
-        record=True,
-    )
+def run(cases: list[tuple[System, Traffic]], plan: Plan) -> list[Runs]:
+    """All cases and seeds as lanes of one compiled program."""
+    static = cases[0][0].static
+    assert all(system.static == static for system, _ in cases), "the cases differ in more than traced parameters"
+    drawn = [_draw(system, traffic, plan, seed) for system, traffic in cases for seed in range(plan.num_seeds)]
+    arrival, steps = (np.stack(column) for column in zip(*drawn, strict=True))
     params = stack(
-        make_params(system.policy, system.timing, BLOCKS, num_instances=system.num_instances, seed=base_seed + lane)
-        for lane in range(len(lanes))
+        [
+            make_params(system.policy, affine(*system.timing), BLOCKS, num_instances=system.num_instances, seed=seed)
+            for system, _ in cases
+            for seed in range(plan.num_seeds)
+        ]
     )
-    final = jax.device_get(run_lanes(static, params, _requests(arrival, steps, system.prompts)))
-    # Nothing was refused, cut short, left out of a comparison (see State.flags) or lost.
-    counts = (final.metrics.counts_high.astype(np.int64) << 30) + final.metrics.counts
+    final = jax.device_get(run_lanes(static, params, _requests(arrival, steps, cases[0][0].prompts)))
+    counts = _totals(final.metrics)
+    # Nothing was refused, cut short or lost, and no comparison left a request out (State.flags).
     assert not final.flags.any(), f"flags {np.unique(final.flags)}"
-    assert (counts[:, Count.FINISHED] == num_requests).all()
-    result = {}
-    for i, traffic in enumerate(traffics):
-        rows = slice(sum(t.num_seeds for t in traffics[:i]), sum(t.num_seeds for t in traffics[: i + 1]))
-        result[traffic] = Runs(
-            system, traffic, arrival[rows], steps[rows] * STEP_US,
-            *(join_us(time[rows, :, 0], time[rows, :, 1]) for time in (final.record.first_scheduled, final.record.finish)),
-            final.record.preemptions[rows], counts[rows], final.metrics.area[rows, 0].astype(float).sum(axis=-1),
-        )  # fmt: skip
+    assert (counts[:, Count.FINISHED] == plan.num_requests).all()
+
+    def of_case(i: int, values: np.ndarray) -> np.ndarray:
+        return values[i * plan.num_seeds : (i + 1) * plan.num_seeds]
+
+    result = []
+    for i, (system, traffic) in enumerate(cases):
+        first, finish = (of_case(i, t) for t in (final.record.first_scheduled, final.record.finish))
+        result.append(
+            Runs(
+                system,
+                traffic,
+                plan,
+                arrival=of_case(i, arrival),
+                service=of_case(i, steps) * STEP_US,
+                first_scheduled=join_us(first[..., 0], first[..., 1]),
+                finish=join_us(finish[..., 0], finish[..., 1]),
+                preemptions=of_case(i, final.record.preemptions),
+                queued=of_case(i, counts)[:, Count.QUEUED],
+                busy_us=of_case(i, counts)[:, Count.BUSY_US],
+                batch_us=of_case(i, final.metrics.area)[:, 0].astype(float).sum(axis=-1),
+            )
+        )
     return result
 
 
-def _draw(system: System, traffic: Traffic, seed: int, num: int, base_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Arrival times (us) and service (steps). Systems of equally fine steps get the same requests for the same traffic."""
-    key = [base_seed, seed, round(1000 * traffic.load), *traffic.law.name.encode()]
-    generator = np.random.default_rng(key)
-    gaps = generator.exponential(system.mean_steps * STEP_US / (traffic.load * system.servers), num)
-    return np.cumsum(gaps).astype(np.int64), traffic.law.draw(generator, system.mean_steps, num)
+def _totals(metrics: Any) -> np.ndarray:
+    """Counters ``[lanes, Count]``, int64."""
+    return (metrics.counts_high.astype(np.int64) << 30) + metrics.counts
+
+
+def _draw(system: System, traffic: Traffic, plan: Plan, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Arrival times (us) and service (steps). Disciplines with equally many servers and equal steps get the same requests."""
+    shape = [system.servers, system.mean_steps, round(1000 * traffic.load)]
+    generator = np.random.default_rng([plan.base_seed, seed, *shape, *traffic.law.name.encode()])
+    gap = system.mean_steps * STEP_US / (traffic.load * system.servers)
+    arrival = np.cumsum(generator.exponential(gap, plan.num_requests)).astype(np.int64)
+    return arrival, traffic.law.draw(generator, system.mean_steps, plan.num_requests)
 
 
 def _requests(arrival: np.ndarray, steps: np.ndarray, prompts: bool) -> Requests:
@@ -171,58 +224,3 @@ def _requests(arrival: np.ndarray, steps: np.ndarray, prompts: bool) -> Requests
         pause_epoch=zeros,
         pause_us=zeros,
     )
-
-
-# -- estimates -------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its standard error."""
-
-    mean: float
-    se: float
-    num_seeds: int
-
-    def errors_from(self, theory: float) -> float:
-        """Distance from `theory` in standard errors."""
-        return (self.mean - theory) / self.se
-
-
-def estimate(per_seed: np.ndarray, *controls: tuple[np.ndarray, float]) -> Estimate:
-    """Mean of a per-seed quantity, adjusted by control variates: (per-seed values, their known expectation).
-
-    Least squares over the seeds; the standard error is that of the regression's intercept at the known expectations, with
-    the degrees of freedom that the coefficients cost (Lavenberg and Welch 1981).
-    """
-    num = len(per_seed)
-    design = np.stack([np.ones(num), *(values - expected for values, expected in controls if np.ptp(values) > 0)], axis=1)
-    coefficients, *_ = np.linalg.lstsq(design, per_seed, rcond=None)
-    residual = per_seed - design @ coefficients
-    variance = residual @ residual / (num - design.shape[1])
-    return Estimate(float(coefficients[0]), float(np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0])), num)
-
-
-def input_controls(runs: Runs) -> list[tuple[np.ndarray, float]]:
-    """What the workload's own draws came to, against their expectations: mean gap, mean and mean square of service."""
-    end = runs.cohort.stop
-    law, steps = runs.traffic.law, runs.system.mean_steps
-    service = runs.service[:, :end] / runs.unit_us
-    return [
-        (runs.arrival[:, end - 1] / end / runs.unit_us, 1 / (runs.traffic.load * runs.system.servers)),
-        (service.mean(axis=1), 1.0),
-        ((service**2).mean(axis=1), law.second_moment_steps(steps) / steps**2),
-    ]
-
-
-def lindley_start(arrival: np.ndarray, service: np.ndarray) -> np.ndarray:
-    """When each request starts on one first-come-first-served server; ``[seeds, requests]``, microseconds.
-
-    The wait is also the work that an arrival finds, whatever the (work-conserving) discipline.
-    """
-    start = np.empty_like(arrival)
-    free_at = np.zeros(len(arrival), arrival.dtype)
-    for i in range(arrival.shape[1]):
-        start[:, i] = np.maximum(arrival[:, i], free_at)
-        free_at = start[:, i] + service[:, i]
-    return start

@@ -230,8 +230,8 @@ def power_of_two_limit(load: float) -> float:
     return sum(load ** (2**i - 1) for i in range(1, 40)) / load
 
 
-def power_of_two(load: float, servers: int, levels: int = 40) -> float:
-    """N servers, two distinct ones drawn, to order 1/N: the refined mean field of Gast and Van Houdt.
+def power_of_two(load: float, servers: int, *, distinct: bool = True, levels: int = 40) -> float:
+    """N servers, two drawn (distinct ones, as the router does), to order 1/N: the refined mean field of Gast and Van Houdt.
 
     `x[i]`: fraction of servers with more than i requests. Mean shift = -A^-1 (tr(B W) / 2 + C) / N with A, B the first and second
     derivatives of the drift, W the covariance of the fluctuations, and C what drawing without replacement changes.
@@ -242,6 +242,6 @@ def power_of_two(load: float, servers: int, levels: int = 40) -> float:
     noise = np.diag(load * (before**2 - x**2) + x - after)
     spread = np.diag(linalg.solve_continuous_lyapunov(first, -noise))
     second = load * (np.concatenate([[0.0], spread[:-1]]) - spread)
-    distinct = load * ((before**2 - before) - (x**2 - x))
-    shift = -np.linalg.solve(first, second + distinct)
+    without = load * ((before**2 - before) - (x**2 - x)) if distinct else 0
+    shift = -np.linalg.solve(first, second + without)
     return float(x.sum() + shift.sum() / servers) / load

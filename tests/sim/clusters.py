@@ -58,6 +58,9 @@ TIMINGS: tuple[StepTimeParams, ...] = (
         decode_row=7777, prefill_token=1234, quad=(3, 700), ctx=(7, 600), prefill_in_ctx=0,
     ),
 )  # fmt: skip
+#: Time to first token, time per output token, end to end: of both classes.
+SLOS_US = ((50_000, 400_000), (12_000, 30_000), (400_000, 2_000_000))
+MEASURED_FROM = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Size:
     usable_tokens: tuple[int, ...]  # size of an instance's KV pool, in tokens
 
 
-MEDIUM = Size(3, 16, 64, 500, 160, (700, 1000, 1400, 6000))
+MEDIUM = Size(3, 16, 64, 500, 160, (520, 600, 900, 6000))
 SMALL = Size(2, 8, 16, 120, 24, (160, 200, 300, 2000))
 
 
@@ -93,6 +96,11 @@ class Variant:
     def name(self) -> str:
         marks = [mark for mark in ("turns", "timeouts", "delay", "thresholds") if getattr(self, mark)]
         return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
+
+    @property
+    def measured(self) -> range:
+        """Programs of the measured cohort."""
+        return range(MEASURED_FROM, self.size.num_rows // 2)
 
     @property
     def policy(self) -> Policy:
@@ -181,7 +189,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
 def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) -> Workload:
     size, grid = variant.size, LATTICE_US if on_lattice else 1
     num_programs = draw.randint(4, size.num_rows if not variant.turns else size.num_rows * 2 // 3)
-    mean_gap_us = draw.choice([1, 5, 25, 120]) * LATTICE_US
+    mean_gap_us = draw.choice([1, 4, 10, 60]) * LATTICE_US
     arrival, clock = [], 0
     for _ in range(num_programs):
         if draw.random() < 0.85:  # else at the same time as the one before
@@ -226,11 +234,11 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
         1,
         num_instances=variant.size.num_instances,
         timeout_us=(0, 0),
-        slo_ttft_us=(50_000, 400_000),
-        slo_tpot_us=(12_000, 30_000),
-        slo_e2e_us=(400_000, 2_000_000),
-        measure_from=1,
-        measure_to=variant.size.num_rows - 2,
+        slo_ttft_us=SLOS_US[0],
+        slo_tpot_us=SLOS_US[1],
+        slo_e2e_us=SLOS_US[2],
+        measure_from=MEASURED_FROM,
+        measure_to=variant.measured.stop,
     )
     base = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (num, *np.shape(x))), base)
 

@@ -372,11 +372,11 @@ def test_missing_files_formats_and_options_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         read(tmp_path / "nothing.csv")
     path = write(tmp_path / "a.csv", AZURE)
-    with pytest.raises(UserError, match="unknown trace format 'azur'.*Did you mean 'azure'"):
+    with pytest.raises(UserError, match=r"unknown trace format 'azur'.*Did you mean 'azure'"):
         read(path, format="azur")
-    with pytest.raises(UserError, match="unknown option 'skip_emtpy'.*Did you mean 'skip_empty'"):
+    with pytest.raises(UserError, match=r"unknown option 'skip_emtpy'.*Did you mean 'skip_empty'"):
         read(path, skip_emtpy=True)
-    with pytest.raises(UserError, match="a folder with a.csv"):
+    with pytest.raises(UserError, match=r"a folder with a.csv"):
         read(tmp_path)
     packed = tmp_path / "b.csv.gz"
     packed.write_bytes(gzip.compress(AZURE.encode() * 100)[:-9])

@@ -15,6 +15,7 @@ Sessions have no common clock: they start as a Poisson process of `rate_per_s`, 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def read(path: Path, *, rate_per_s: float | None = None, seed: int = 0, subagent
         _add_program(table, main, start_us, counts)
         for record in requests:
             if record.data.get("type") == "subagent":
-                nested = [Record(r, file, record.line) for r in _list(record, "requests")]
+                nested = [_Request(r, file, record.line) for r in _list(record, "requests")]
                 counts["subagents"] += 1
                 counts["subagent_requests"] += len(nested)
                 if subagents == "independent":
@@ -112,7 +113,7 @@ def _list(record: Record, name: str) -> list[dict[str, Any]]:
     return value
 
 
-def _add_program(table: TurnTable, requests: list[Record], start_us: int, counts: dict[str, int]) -> None:
+def _add_program(table: TurnTable, requests: Sequence[Record], start_us: int, counts: dict[str, int]) -> None:
     """Add one session; its first request arrives at `start_us` plus its own `t`."""
     program = table.columns["program"][-1] + 1 if len(table) else 0
     turn, arrival_us, previous_end, skipped = 0, 0, None, False
