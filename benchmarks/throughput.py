@@ -1,10 +1,10 @@
 """How fast the machine simulates: requests per second on a preset at a given load, metrics on, lanes over all cores.
 
-    python benchmarks/throughput.py --preset chat --instances 4 --policy vllm [--policy sarathi] [--lanes 1 64 256] [--json]
+    python benchmarks/throughput.py --preset chat --instances 4 --lanes 1 64 256 --policy vllm sarathi [--json]
 
-Each row is timed over whole calls of the compiled program in the middle of the run (after start-up, before the first lane
-drains), several times; minimum and median time are turned into rates, the median is the one to quote. The load is checked, not
-assumed: the arrival rate is `--load` times the capacity measured for the policy and cluster of the row.
+Each row is timed over whole calls of the compiled program in the middle of the run (after start-up, before the first
+lane drains), several times; minimum and median time are turned into rates, the median is the one to quote. The load is
+checked, not assumed: the arrival rate is `--load` times the capacity measured for the policy and cluster of the row.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def main() -> int:
 
     devices = options.devices or len(jax.local_devices())
     lanes = options.lanes or [1, 128 * devices]
-    print(f"machine: {_machine()}; jax {jax.__version__} on {jax.default_backend()}, {devices} devices; load {options.load}")
+    backend = f"jax {jax.__version__} on {jax.default_backend()}, {devices} devices"
+    print(f"machine: {_machine()}; {backend}; load {options.load}")
     rows = []
     for policy in options.policy:
         for instances in options.instances:
@@ -67,7 +68,7 @@ def _scenario(options: argparse.Namespace, policy: str, instances: int):
 
 def _rate(options: argparse.Namespace, policy: str, instances: int) -> tuple[float, float]:
     """Arrival rate of a row and the capacity it is a share of (programs/s of the whole cluster)."""
-    from jaxsched.compare import measure_capacity
+    from jaxsched.comparison import measure_capacity
 
     if options.rate:
         return options.rate * instances, options.rate * instances / options.load
@@ -82,7 +83,7 @@ def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devi
     import jax
     import numpy as np
 
-    from jaxsched import rollout as r
+    from jaxsched import simulation as r
     from jaxsched.sim.clock import split_us
     from jaxsched.sim.state import Count
 
@@ -127,6 +128,7 @@ def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devi
 
     done_per_s, best = rates(Count.FINISHED)
     micro, micro_best = rates(Count.MICRO_STEPS)
+    steps, requests_done = (sum(d[which] for _, d in samples) for which in (Count.MICRO_STEPS, Count.FINISHED))
     return {
         "preset": options.preset, "policy": policy, "instances": instances, "lanes": num_lanes, "devices": devices,
         "rate_per_s": rate, "bytes_per_lane": num_bytes,
@@ -134,7 +136,7 @@ def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devi
         "micro_steps_per_s": micro, "micro_steps_per_s_best": micro_best,
         "engine_steps_per_s": rates(Count.ENGINE_STEPS)[0],
         "simulated_s_per_s": rates(len(Count), 1e-6)[0],
-        "micro_steps_per_request": float(sum(d[Count.MICRO_STEPS] for _, d in samples) / max(sum(d[Count.FINISHED] for _, d in samples), 1)),
+        "micro_steps_per_request": float(steps / max(requests_done, 1)),
         "ns_per_micro_step": 1e9 * devices / micro,
         "busy_fraction": float(counts[:, Count.BUSY_US].sum() / max(now.sum() * instances, 1)),
         "in_system_per_instance": float((arrived - finished) / num_lanes / instances),

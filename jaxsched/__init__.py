@@ -18,19 +18,33 @@ _PUBLIC = {
     "Scenario": "jaxsched.scenario",
     "SloClass": "jaxsched.scenario",
     "UserError": "jaxsched.errors",
-    "compare": "jaxsched.compare",
+    "compare": "jaxsched.comparison",
     "load": "jaxsched.scenario",
-    "rollout": "jaxsched.rollout",
-    "rollouts": "jaxsched.rollout",
+    "rollout": "jaxsched.simulation",
+    "rollouts": "jaxsched.simulation",
 }
 _MODULES = ("policies", "timing", "workloads", "sim", "metrics", "stats")
 
 if TYPE_CHECKING:
     from jaxsched import policies, timing, workloads
+    from jaxsched.comparison import compare
     from jaxsched.errors import UserError
     from jaxsched.scenario import Scenario, SloClass, load
+    from jaxsched.simulation import rollout, rollouts
 
-__all__ = ["Scenario", "SloClass", "UserError", "__version__", "compare", "load", "policies", "rollout", "rollouts", "timing", "workloads"]
+__all__ = [
+    "Scenario",
+    "SloClass",
+    "UserError",
+    "__version__",
+    "compare",
+    "load",
+    "policies",
+    "rollout",
+    "rollouts",
+    "timing",
+    "workloads",
+]
 
 
 def __getattr__(name: str) -> Any:

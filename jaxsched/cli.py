@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="jaxsched", description="Exact, vectorised simulation of LLM-serving clusters.")
+    parser = argparse.ArgumentParser(
+        prog="jaxsched", description="Exact, vectorised simulation of LLM-serving clusters."
+    )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -42,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         "compare", help="policies x loads x seeds: table and report", epilog=OVERRIDES, allow_abbrev=False
     )
     compare.add_argument("config", help="a comparison, e.g. configs/compare/chat.yaml")
-    compare.add_argument("--out", default="results", help="folder for report.html and comparison.json (default: results)")
+    compare.add_argument(
+        "--out", default="results", help="folder for report.html and comparison.json (default: results)"
+    )
     compare.add_argument("--policies", help="comma-separated, instead of the configured ones: vllm,sarathi+least_kv")
     compare.add_argument("--json", action="store_true", help="print the table as JSON")
 
@@ -63,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--target", help="column to fit")
     calibrate.add_argument("--host-overhead-us", type=float, default=0.0, help="added to each step after the fit")
     calibrate.add_argument("--seed", type=int, default=0, help="another seed holds out other rows")
-    calibrate.add_argument("--out", metavar="FILE", help="write the coefficients (timing: {kind: coefficients, path: FILE})")
+    calibrate.add_argument(
+        "--out", metavar="FILE", help="write the coefficients (timing: {kind: coefficients, path: FILE})"
+    )
     calibrate.add_argument("--json", action="store_true", help="print the report as JSON")
 
     verify = commands.add_parser("verify", help="run the machine on recorded engine decisions", allow_abbrev=False)
@@ -101,7 +107,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def configure_jax() -> None:
-    """Before JAX starts: one CPU device per core (XLA uses one core per device), compilations cached across processes."""
+    """Before JAX starts: a CPU device per core (XLA uses one core per device), compilations cached across processes."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -155,7 +161,7 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
     report = os.path.join(folder, "report.html")
     check_writable(report)
     config = load_compare(options.config, _with_policies(options, overrides))
-    from jaxsched.compare import compare
+    from jaxsched.comparison import compare
     from jaxsched.files import write_atomic
     from jaxsched.report import comparison_table, explain_winners, render_comparison, write_html
     from jaxsched.scenario import from_config, policy_from_config
@@ -226,8 +232,14 @@ def _print_comparison(data: Any, winners: list[str]) -> None:
         f"{data.confidence:.0%} intervals; +/- against {data.baseline}, paired",
         highlight=False,
     )
-    shown = [data.primary_metric, *(m for m in ("ttft_p99_s", "tpot_p99_s", "goodput_per_s") if m != data.primary_metric)]
-    rows = {(r["policy"], r["load"], r["metric"]): r for r in comparison_table(data, [m for m in shown if m in data.metrics()])}
+    shown = [
+        data.primary_metric,
+        *(m for m in ("ttft_p99_s", "tpot_p99_s", "goodput_per_s") if m != data.primary_metric),
+    ]
+    rows = {
+        (r["policy"], r["load"], r["metric"]): r
+        for r in comparison_table(data, [m for m in shown if m in data.metrics()])
+    }
     for metric in shown:
         if metric not in data.metrics():
             continue
@@ -260,10 +272,10 @@ def _simulate(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.report:
         check_writable(options.report)
     config = load(options.config, overrides)
-    from jaxsched.compare import compared_metrics, timeline, versions
+    from jaxsched.comparison import compared_metrics, timeline, versions
     from jaxsched.report import SimulationData, render_simulation, write_html
-    from jaxsched.rollout import rollout
     from jaxsched.scenario import from_config, policy_from_config
+    from jaxsched.simulation import rollout
 
     scenario = from_config(config)
     policy = scenario.policy
@@ -294,11 +306,16 @@ def _simulate(options: argparse.Namespace, overrides: list[str]) -> int:
         print(
             json.dumps(
                 {
-                    "scenario": scenario.name, "policy": policy.name, "seeds": result.seeds, "metrics": metrics,
-                    "rate_per_s": result.rate_per_s, "warnings": result.warnings(), "notes": list(scenario.notes),
+                    "scenario": scenario.name,
+                    "policy": policy.name,
+                    "seeds": result.seeds,
+                    "metrics": metrics,
+                    "rate_per_s": result.rate_per_s,
+                    "warnings": result.warnings(),
+                    "notes": list(scenario.notes),
                 },
                 indent=1,
-            )  # fmt: skip
+            )
         )
     else:
         for note in scenario.notes:
@@ -348,7 +365,9 @@ def _print_nested(value: Any, indent: int = 0) -> None:
         elif isinstance(entry, list):
             print(f"{pad}{key}:")
             for item in entry:
-                text = ", ".join(f"{k} {_short(v)}" for k, v in item.items()) if isinstance(item, dict) else _short(item)
+                text = (
+                    ", ".join(f"{k} {_short(v)}" for k, v in item.items()) if isinstance(item, dict) else _short(item)
+                )
                 print(f"{pad}  - {text}")
         else:
             print(f"{pad}{key}: {_short(entry)}")

@@ -25,7 +25,9 @@ def check_record_target(path: str | Path) -> Path:
             import pyarrow  # noqa: F401
         except ImportError:
             raise UserError(
-                "Parquet needs pyarrow", where=str(path), hint="pip install 'jaxsched[traces]', or write .csv or .jsonl."
+                "Parquet needs pyarrow",
+                where=str(path),
+                hint="pip install 'jaxsched[traces]', or write .csv or .jsonl.",
             ) from None
     return path
 
@@ -41,7 +43,9 @@ def write_records(path: str | Path, columns: dict[str, np.ndarray]) -> Path:
         pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), sink)
         data = sink.getvalue()
     else:
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*(v.tolist() for v in columns.values()), strict=True)]
+        rows = [
+            dict(zip(columns, row, strict=True)) for row in zip(*(v.tolist() for v in columns.values()), strict=True)
+        ]
         text = io.StringIO()
         if path.suffix == ".csv":
             writer = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -51,4 +55,3 @@ def write_records(path: str | Path, columns: dict[str, np.ndarray]) -> Path:
             text.writelines(json.dumps({k: None if v != v else v for k, v in row.items()}) + "\n" for row in rows)
         data = text.getvalue().encode()
     return write_atomic(path, data)
-

@@ -105,7 +105,8 @@ class Scenario:
             smallest = int(np.ceil(peak.min() / self.block_size))
             if smallest > self.usable_blocks:
                 raise UserError(
-                    f"the shortest of {len(peak)} requests needs {smallest} KV blocks, the pool has {self.usable_blocks}",
+                    f"the shortest of {len(peak)} requests needs {smallest} KV blocks, "
+                    f"the pool has {self.usable_blocks}",
                     where=self.workload.source or self.workload.name,
                     expected="prompt + output tokens to fit into the KV pool of one instance",
                     hint="Raise cluster.kv_blocks, or use more GPUs per instance (timing.tp).",
@@ -126,9 +127,9 @@ def from_config(config: ScenarioConfig) -> Scenario:
     def us(value: float | None) -> int | None:
         return None if value is None else round(value * 1000)
 
-    slo = tuple(
-        SloClass(s.name, us(s.ttft_ms), us(s.tpot_ms), us(s.e2e_ms), us(s.timeout_ms)) for s in config.slo
-    ) or (SloClass(),)
+    slo = tuple(SloClass(s.name, us(s.ttft_ms), us(s.tpot_ms), us(s.e2e_ms), us(s.timeout_ms)) for s in config.slo) or (
+        SloClass(),
+    )
     c = config.cluster
     turns = workload.max_turns if isinstance(workload, Preset) else int(workload.turn.max()) + 1
     paused = c.max_paused_programs or (min(num_programs, 1024) if turns > 1 else 0)
@@ -215,7 +216,8 @@ def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:
     if w.rate_per_s is not None:
         trace = trace.to_rate(w.rate_per_s)
     trace = trace.scale_load(w.load) if w.load != 1.0 else trace
-    return trace, min(w.num_requests or trace.num_programs, trace.num_programs), trace.rate_per_s
+    rate = trace.rate_per_s if trace.span_s > 0 else float(trace.num_programs)  # one instant has no rate of its own
+    return trace, min(w.num_requests or trace.num_programs, trace.num_programs), rate
 
 
 def load(path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Scenario:

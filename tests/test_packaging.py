@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 #: The parts whoever embeds the simulator imports; the config and CLI layers (pydantic, tyro) are not among them.
-LIGHT_PACKAGES = ("sim", "timing", "workloads", "policies", "metrics", "rollout")
+LIGHT_PACKAGES = ("sim", "timing", "workloads", "policies", "metrics", "simulation")
 #: What those parts must do without, importable or not.
 HEAVY = ("pydantic", "tyro")
 
@@ -74,7 +74,7 @@ def test_the_import_blocker_blocks():
 def test_importing_jaxsched_does_not_start_a_jax_backend():
     """A user may still choose platform and devices after `import jaxsched`."""
     done = run_python(
-        "import jaxsched.rollout, jaxsched.policies, jaxsched.workloads, jaxsched.timing\n"
+        "import jaxsched.simulation, jaxsched.policies, jaxsched.workloads, jaxsched.timing\n"
         "from jax._src import xla_bridge\n"
         "print(xla_bridge.backends_are_initialized())"
     )

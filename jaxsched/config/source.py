@@ -50,7 +50,7 @@ class Layer:
 def parse_scalar(text: str) -> Any:
     """The value of an override as YAML reads it (``3``, ``true``, ``[1, 2]``); text that is not YAML stays text."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError:
         return text
 
@@ -162,10 +162,10 @@ def merge(base: Layer, top: Layer) -> Layer:
             del origins[known]
 
     timing, new_timing = data.get("timing"), top.data.get("timing")
-    if isinstance(timing, dict) and isinstance(new_timing, dict):
-        if new_timing.get("kind", timing.get("kind")) != timing.get("kind"):
-            del data["timing"]
-            forget(("timing",))
+    both = isinstance(timing, dict) and isinstance(new_timing, dict)
+    if both and new_timing.get("kind", timing.get("kind")) != timing.get("kind"):
+        del data["timing"]
+        forget(("timing",))
     workload, new_workload = data.get("workload"), top.data.get("workload")
     if isinstance(workload, dict) and isinstance(new_workload, dict):
         named = [k for k in ("preset", "path") if new_workload.get(k) is not None]

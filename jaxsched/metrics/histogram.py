@@ -2,8 +2,8 @@
 
 A bin is the exponent and the top `PRECISION_BITS` mantissa bits of the value as a float32 (the layout of HdrHistogram,
 G. Tene; DDSketch bounds the same error with logarithms): 32 equal bins per octave, so a bin's width is between 1/64
-and 1/32 of its value, and its midpoint is within 1.6 % of every value in it. Range 2^LOW_EXPONENT us .. 2^HIGH_EXPONENT us; smaller and
-larger values go to the first and last bin.
+and 1/32 of its value, and its midpoint is within 1.6 % of every value in it. Range 2^LOW_EXPONENT us .. 2^HIGH_EXPONENT
+us; smaller and larger values go to the first and last bin.
 """
 
 from __future__ import annotations

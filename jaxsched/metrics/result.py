@@ -1,6 +1,6 @@
-"""What a rollout returns: per-seed metrics with names and units, latency CDFs, trajectories, and records. Host-side numpy.
+"""What a rollout returns: per-seed metrics with names and units, latency CDFs, trajectories, and records.
 
-Definitions: docs/metrics.md.
+Host-side numpy. Definitions: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ LATENCIES = {
 FLAG_TEXT = {
     Flag.LIVELOCK: "the watchdog stopped a lane: its clock made no progress",
     Flag.PAUSED_OVERFLOW: "more programs paused at once than cluster.max_paused_programs: some were cut short",
-    Flag.WINDOW_OVERFLOW: "an ordered queue was longer than its window (cluster.num_slots): late arrivals waited FIFO outside it",
+    Flag.WINDOW_OVERFLOW: (
+        "an ordered queue was longer than its window (cluster.num_slots): late arrivals waited FIFO outside it"
+    ),
     Flag.STUCK: "an idle instance held requests that can never be admitted",
 }
 
@@ -86,8 +88,8 @@ class RolloutResult:
         """Derive every metric from the final states."""
         num = len(seeds)
         m = state.metrics
-        counts = m.counts.astype(np.int64) + (m.counts_high.astype(np.int64) << 30)
-        hist = m.histograms.reshape(num, static.num_classes, len(Hist), NUM_BINS)
+        counts = np.asarray(m.counts, np.int64) + (np.asarray(m.counts_high, np.int64) << 30)
+        hist = np.asarray(m.histograms).reshape(num, static.num_classes, len(Hist), NUM_BINS)
         stop = np.broadcast_to(np.asarray(requests.num_programs), (num,))
         spans = _arrival_spans(requests, first_program, stop)
         metrics: dict[str, np.ndarray] = {}
@@ -101,17 +103,18 @@ class RolloutResult:
                 metrics[f"{name}_{label}_s"] = quantile_us(values, q) * 1e-6
         cohort = spans * (1.0 - scenario.warmup_fraction - scenario.cooldown_fraction)
         cohort = np.maximum(cohort, 1e-9)
-        good, finished = m.class_good.sum(1), m.class_finished.sum(1)
+        class_good = np.asarray(m.class_good)
+        good, finished = class_good.sum(1), np.asarray(m.class_finished).sum(1)
         measured = np.maximum(counts[:, Count.MEASURED_ARRIVED], 1)
         metrics["goodput_per_s"] = good / cohort
         metrics["slo_attainment"] = good / measured
         for c, slo in enumerate(scenario.slo if len(scenario.slo) > 1 else ()):
-            metrics[f"goodput_{slo.name}_per_s"] = m.class_good[:, c] / cohort
+            metrics[f"goodput_{slo.name}_per_s"] = class_good[:, c] / cohort
         metrics["throughput_per_s"] = _throughput(trajectory, spans, scenario.warmup_fraction)
         metrics["measured_finished"] = finished.astype(np.float64)
         sim_s = np.maximum(trajectory.t_s[:, -1], 1e-9)
         busy_s = counts[:, Count.BUSY_US] * 1e-6
-        area = m.area.astype(np.float64).sum(-1) * 1e-6  # [num, 2] batch x s, blocks x s
+        area = np.asarray(m.area, np.float64).sum(-1) * 1e-6  # [num, 2] batch x s, blocks x s
         metrics["batch_mean"] = area[:, 0] / np.maximum(busy_s, 1e-9)
         metrics["kv_used_fraction"] = area[:, 1] / (sim_s * scenario.num_instances * scenario.usable_blocks)
         metrics["busy_fraction"] = busy_s / (sim_s * scenario.num_instances)
@@ -180,7 +183,8 @@ class RolloutResult:
             values = np.asarray(getattr(table, field))
             return values[lane] if lead else values
 
-        def seconds(pairs: np.ndarray) -> np.ndarray:
+        def seconds(times: Any) -> np.ndarray:
+            pairs = np.asarray(times)
             return np.where(pairs[:, 0] >= 0, join_us(pairs[:, 0], pairs[:, 1]) * 1e-6, np.nan)
 
         fate = np.asarray(rec.fate[lane])
@@ -264,15 +268,21 @@ class Summary:
     """A printable table of a rollout; `rows` for machines."""
 
     LATENCY_ROWS = ("ttft", "tpot", "tbt", "ttst", "e2e", "queueing")
-    OTHER_ROWS = ("throughput_per_s", "goodput_per_s", "slo_attainment", "preemptions", "kv_used_fraction", "batch_mean")
+    OTHER_ROWS = (
+        "throughput_per_s",
+        "goodput_per_s",
+        "slo_attainment",
+        "preemptions",
+        "kv_used_fraction",
+        "batch_mean",
+    )
 
     def __init__(self, result: RolloutResult):
         self.result = result
         m = result.metrics
         self.rows: dict[str, float] = {
-            name: float(np.mean(values)) if np.isfinite(values).all() else float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-            for name, values in m.items()
-        }  # fmt: skip
+            name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan") for name, values in m.items()
+        }
 
     def __str__(self) -> str:
         r, rows = self.result, self.rows

@@ -35,7 +35,7 @@ def _lookup(table: dict, name: str, kind: str):
 
 
 def get(name: str, **params: float) -> Policy:
-    """The policy `scheduler` or `scheduler+router`, e.g. ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``."""
+    """The policy `scheduler` or `scheduler+router`: ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``."""
     scheduler, _, router = name.partition("+")
     return compose(scheduler, router or DEFAULT_ROUTER, name=name, **params)
 

@@ -1,7 +1,8 @@
 """EWSJF (effective-workload shortest job first), adaptive queues by prompt length, on the V1 engine.
 
-Rule: requests fall into queues by prompt-length range (`step_tokens` wide, `num_queues` of them); each queue's head scores
-``wait * (1 + w * ln(length + 1)) * step / (queue + 1)``; the best score runs next, the rest is V1. `w` is in thousandths.
+Rule: requests fall into queues by prompt-length range (`step_tokens` wide, `num_queues` of them); each queue's head
+scores ``wait * (1 + w * ln(length + 1)) * step / (queue + 1)``; the best score runs next, the rest is V1. `w` is in
+thousandths.
 Simplified: the partition is fixed (the paper's refine-and-prune and Bayesian tuning are left out).
 """
 

@@ -1,8 +1,9 @@
 """Multi-level feedback queue with skip-join: FastServe (Wu et al., 2023), on the V1 engine.
 
-Rule: a request's level is the first whose quantum (doubling from `quantum_tokens`) covers the tokens it has had; a new request joins at the
-level that covers its prompt (skip-join); lower level first, then arrival; preemptive.
-Simplified: service counted in tokens, not time; preempted requests recompute (FastServe swaps proactively); no anti-starvation promotion.
+Rule: a request's level is the first whose quantum (doubling from `quantum_tokens`) covers the tokens it has had; a new
+request joins at the level that covers its prompt (skip-join); lower level first, then arrival; preemptive.
+Simplified: service counted in tokens, not time; preempted requests recompute (FastServe swaps proactively); no
+anti-starvation promotion.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Routers: which instance an arriving request goes to. Each sees the cluster live or with a configurable delay (docs/semantics.md, 7)."""
+"""Routers: which instance an arriving request goes to.
+
+Each sees the cluster live or with a configurable delay (docs/semantics.md, 7).
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ def least_kv(view: RouterView):
 
 
 def power_of_two(view: RouterView):
-    """Two distinct instances at random; the one with fewer outstanding requests (Mitzenmacher 2001). One instance: that one."""
+    """Two distinct instances at random; the one with fewer outstanding requests (Mitzenmacher 2001).
+
+    One instance: that one.
+    """
     num_instances = view.num_waiting.shape[0]
     first = view.hash0 % num_instances
     if num_instances == 1:
@@ -56,8 +62,16 @@ ROUTERS = {
         Router("round_robin", round_robin, "in turn", "vLLM, NVIDIA Dynamo"),
         Router("random", random, "uniformly, by a hash of the request", "baseline"),
         Router("least_outstanding", least_outstanding, "fewest waiting + running requests", "join the shortest queue"),
-        Router("least_kv", least_kv, "fewest KV blocks used or promised", "llm-d kv-utilisation scorer", reads_blocks=True),
+        Router(
+            "least_kv", least_kv, "fewest KV blocks used or promised", "llm-d kv-utilisation scorer", reads_blocks=True
+        ),
         Router("power_of_two", power_of_two, "the less loaded of two at random", "Mitzenmacher, IEEE TPDS 2001"),
-        Router("least_work", least_work, "fewest predicted tokens left", "join the shortest queue by predicted work", reads_work=True),
+        Router(
+            "least_work",
+            least_work,
+            "fewest predicted tokens left",
+            "join the shortest queue by predicted work",
+            reads_work=True,
+        ),
     )
 }

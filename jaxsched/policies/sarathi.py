@@ -1,7 +1,8 @@
 """Sarathi-Serve (Agrawal et al., OSDI 2024; github.com/microsoft/sarathi-serve): stall-free chunked prefill.
 
-Rule: every running decode gets its token, then the unfinished prefill takes what is left of the chunk, then new requests. All blocks of the
-prompt are taken at admission; watermark 1 %. The chunk (512 by default) caps all tokens of a step but never the decodes.
+Rule: every running decode gets its token, then the unfinished prefill takes what is left of the chunk, then new
+requests. All blocks of the prompt are taken at admission; watermark 1 %. The chunk (512 by default) caps all tokens of
+a step but never the decodes.
 Simplified: pipeline-parallel micro-batches and the dynamic chunk size are left out.
 """
 

@@ -1,7 +1,8 @@
 """Shortest (predicted) job first on the V1 engine; the queue of learning-to-rank schedulers (Fu et al., NeurIPS 2024).
 
-Rule: waiting requests by predicted output tokens, smallest first; running requests are never displaced. The predictor's error is a
-parameter of the workload (`prediction_error`). `sjf-oracle` sees the true length and is a bound, not a policy.
+Rule: waiting requests by predicted output tokens, smallest first; running requests are never displaced. The predictor's
+error is a parameter of the workload (`prediction_error`). `sjf-oracle` sees the true length and is a bound, not a
+policy.
 """
 
 import jax.numpy as jnp

@@ -1,11 +1,12 @@
 """vLLM V1 (vllm-project/vllm, version 0.33.0: v1/core/sched/scheduler.py), the reference engine.
 
-Rule: running requests first in admission order, then the waiting queue, under one token budget; chunked prefill; the head of the queue
-blocks; KV blocks are allocated lazily; when a running request cannot get its blocks the last admitted one is preempted
-(recompute) and nobody is admitted in that call. Exact against recordings of the real scheduler (`jaxsched verify`), prefix caching
-excepted, which comes with the KV-and-sessions work.
+Rule: running requests first in admission order, then the waiting queue, under one token budget; chunked prefill; the
+head of the queue blocks; KV blocks are allocated lazily; when a running request cannot get its blocks the last admitted
+one is preempted (recompute) and nobody is admitted in that call. Exact against recordings of the real scheduler
+(`jaxsched verify`), prefix caching excepted, which comes with the KV-and-sessions work.
 
-`vllm`: synchronous stepping, FCFS. `vllm-async`: schedules step k+1 when step k starts (the production default of 0.33).
+`vllm`: synchronous stepping, FCFS. `vllm-async`: schedules step k+1 when step k starts (the production default of
+0.33).
 `vllm-priority`: queue and victims by (priority, arrival).
 """
 

@@ -1,7 +1,8 @@
 """vLLM V0's default scheduler (Kwon et al., SOSP 2023; `_schedule_default` of vLLM 0.5): prefill first.
 
-Rule: while a waiting prompt fits, a step holds whole prompts only and every decode stalls; otherwise a decode step. Watermark of 1 % of
-the pool at admission; each decode must see a free block, else the last admitted request is preempted (recompute).
+Rule: while a waiting prompt fits, a step holds whole prompts only and every decode stalls; otherwise a decode step.
+Watermark of 1 % of the pool at admission; each decode must see a free block, else the last admitted request is
+preempted (recompute).
 Simplified: no swapping (single-sequence requests recompute by default), no padding of the token cap.
 """
 

@@ -6,8 +6,14 @@ from collections.abc import Sequence
 
 # Series colours: the first is ink; the others differ in lightness as well as in hue, and markers differ by shape, so
 # that neighbours in the list stay apart for colour-blind readers and in print.
-_LIGHT = "#2f3640 #0b6bcb #d9480f #2b8a3e #9c36b5 #c99700 #0c8599 #c2255c #5f3dc4 #7a5230 #5c940d #868e96".split()
-_DARK = "#dfe5ec #5aa9f8 #ff8f4d #63d07a #d583ea #f2c94c #3fc3d6 #ff7fa3 #a68bfa #cfa27a #a9d95a #98a1ab".split()
+_LIGHT = [
+    "#2f3640", "#0b6bcb", "#d9480f", "#2b8a3e", "#9c36b5", "#c99700",
+    "#0c8599", "#c2255c", "#5f3dc4", "#7a5230", "#5c940d", "#868e96",
+]  # fmt: skip
+_DARK = [
+    "#dfe5ec", "#5aa9f8", "#ff8f4d", "#63d07a", "#d583ea", "#f2c94c",
+    "#3fc3d6", "#ff7fa3", "#a68bfa", "#cfa27a", "#a9d95a", "#98a1ab",
+]  # fmt: skip
 
 
 def _variables(colours: Sequence[str]) -> str:

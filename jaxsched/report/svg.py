@@ -198,7 +198,7 @@ def thin_curve(xs: np.ndarray, ys: np.ndarray, resolution: float) -> tuple[np.nd
     """Drop points of a monotone curve that move less than `resolution` in y since the last one kept; ends stay."""
     keep = [0]
     for i in range(1, len(ys)):
-        if abs(ys[i] - ys[keep[-1]]) >= resolution or i == len(ys) - 1:
-            if ys[i] != ys[keep[-1]]:
-                keep.append(i)
+        moves = abs(ys[i] - ys[keep[-1]]) >= resolution
+        if (moves or i == len(ys) - 1) and ys[i] != ys[keep[-1]]:
+            keep.append(i)
     return xs[keep], ys[keep]

@@ -229,7 +229,7 @@ def _admit(event: Event, slot, active, fresh, column, prompt, tokens, blocks, re
 
 def _drop(event: Event, slot, active, fresh, column, prompt) -> None:
     """A waiting request whose deadline has passed leaves when it is considered."""
-    static, slots, inst = event.static, event.slots, event.inst
+    static, slots = event.static, event.slots
     if not static.timeouts:
         return
     mask = (event.index == slot) & active & ~fresh
@@ -248,7 +248,10 @@ def _drop(event: Event, slot, active, fresh, column, prompt) -> None:
 
 
 def _displace(event: Event, active, view: QueueView, key, best, known) -> Bool[Array, ""]:
-    """Preemptive orders: the worst running request makes room for a strictly better waiting one that cannot be admitted."""
+    """Preemptive orders: the worst running request makes room for a strictly better waiting one.
+
+    Only for one that cannot be admitted otherwise.
+    """
     sched, inst = event.params.scheduler, event.inst
     running = event.running_mask
     worst = jnp.max(jnp.where(running, key, -(2**31)))

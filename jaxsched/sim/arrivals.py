@@ -93,8 +93,15 @@ def telemetry_tick(static: SimStatic, params: SimParams, state: State, active: j
 
 
 def take_arrival(
-    static: SimStatic, params: SimParams, requests: Requests, state: State, tally: Tally, active: jax.Array, program_first: jax.Array, now: jax.Array
-) -> State:  # fmt: skip
+    static: SimStatic,
+    params: SimParams,
+    requests: Requests,
+    state: State,
+    tally: Tally,
+    active: jax.Array,
+    program_first: jax.Array,
+    now: jax.Array,
+) -> State:
     """Apply the next program arrival (or, if not `program_first`, the next return) at time `now`."""
     is_return = jnp.bool_(False)
     request = jnp.minimum(state.arrivals, requests.arrival_us.shape[0] - 1)
@@ -106,14 +113,14 @@ def take_arrival(
         times = _return_times(state)
         due = (times == now) & (paused.request >= 0)
         row = jnp.min(jnp.where(due, paused.request, NEVER_US))  # ties in request order
-        entry = due & (paused.request == row)
+        chosen = due & (paused.request == row)
         request = jnp.where(is_return, jnp.minimum(row, requests.prompt_tokens.shape[0] - 1), request)
-        pick = lambda field: jnp.sum(jnp.where(entry, field, 0))  # noqa: E731
+        pick = lambda field: jnp.sum(jnp.where(chosen, field, 0))
         program = (
             jnp.where(is_return, pick(paused.program_epoch), stamp[0]),
             jnp.where(is_return, pick(paused.program_us), stamp[1]),
         )
-        paused = paused.replace(request=jnp.where(is_return & entry, -1, paused.request))
+        paused = paused.replace(request=jnp.where(is_return & chosen, -1, paused.request))
 
     prompt, output = requests.prompt_tokens[request], requests.output_tokens[request]
     predicted = requests.predicted_tokens[request]

@@ -28,8 +28,8 @@ def make_static(
 ) -> SimStatic:
     """The compiled program's description. `num_slots` defaults to what the scheduler needs to be exact.
 
-    FCFS engines keep their queue in the FIFO and need one slot per admitted request; ordered queues compare the requests in
-    the slots, so theirs are twice as many.
+    FCFS engines keep their queue in the FIFO and need one slot per admitted request; ordered queues compare the
+    requests in the slots, so theirs are twice as many.
 
     Raises:
         UserError: fewer slots than `max_num_seqs`: the slots would silently be the limit.

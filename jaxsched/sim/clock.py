@@ -1,8 +1,8 @@
 """Integer time: microseconds inside an epoch of 2**30 us (about 18 minutes), and an int32 epoch counter.
 
 A time is the pair ``(epoch, us)`` with ``0 <= us < EPOCH_US``; absolute microseconds are ``epoch * EPOCH_US + us``.
-An int32 pair covers 73,000 years without drift and gives the same bits on CPU, GPU and TPU, where int64 is not to be had
-without switching all of JAX to x64.
+An int32 pair covers 73,000 years without drift and gives the same bits on CPU, GPU and TPU, where int64 is not to be
+had without switching all of JAX to x64.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from jaxsched.timing.step_time import constant_us, context_us
 def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) -> Bool[Array, ""]:
     """Form the step from the scheduled tokens. Returns whether anything was scheduled.
 
-    A pure decode step becomes a run of as many equal steps as cannot differ: up to the first finish, while every block that the
-    run can need is free, and only if no waiting request could be admitted before a finish.
+    A pure decode step becomes a run of as many equal steps as cannot differ: up to the first finish, while every block
+    that the run can need is free, and only if no waiting request could be admitted before a finish.
     """
     static, params, slots, inst, state = event.static, event.params, event.slots, event.inst, event.state
     asynchronous = static.scheduler.asynchronous
@@ -41,7 +41,8 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     k = static.run_steps
     longest = jnp.int32(1)
     if k > 1:
-        # (A last prompt chunk of one token yields a first token: a step of its own, so that the gap to the second is seen.)
+        # (A last prompt chunk of one token yields a first token: a step of its own, so that the gap to the second is
+        # seen.)
         steps_left = jnp.where(slots.known > slots.prompt, slots.goal - slots.known, 1)
         finish_in = jnp.min(jnp.where(decode, steps_left, 2**31 - 1))
         # Any block_size consecutive steps take exactly one block of each request.
@@ -135,7 +136,10 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
 
 
 def drain_token(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Book one token whose gap is its own: a first token, or the first after a preemption or a pause. Returns whether more wait."""
+    """Book one token whose gap is its own: a first token, or the first after a preemption or a pause.
+
+    Returns whether more wait.
+    """
     static, slots, inst, tally = event.static, event.slots, event.inst, event.tally
     end = inst.end_last if static.scheduler.asynchronous else event.state.run_ends[event.m][0]
     end_wrapped = event.wrapped(end)

@@ -1,7 +1,7 @@
 """Scratch of one micro-step: an instance's row while an event works on it, and what is to be booked at its end.
 
-These objects exist while JAX traces a micro-step: plain attribute assignment of traced values, then one write-back. Nothing
-here survives the trace, so the micro-step as a whole stays a pure function.
+These objects exist while JAX traces a micro-step: plain attribute assignment of traced values, then one write-back.
+Nothing here survives the trace, so the micro-step as a whole stays a pure function.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def first_slot(mask: jax.Array) -> jax.Array:
 
 
 def slot_with(mask: jax.Array, key: jax.Array, largest: bool = False) -> jax.Array:
-    """Index of the slot in `mask` with the smallest (largest) key, ties to the first slot; the length if the mask is empty."""
+    """Index of the slot in `mask` with the smallest (largest) key; the length if the mask is empty.
+
+    Ties to the first slot.
+    """
     extreme = jnp.max(jnp.where(mask, key, -(2**31))) if largest else jnp.min(jnp.where(mask, key, 2**31 - 1))
     return first_slot(mask & (key == extreme))
 

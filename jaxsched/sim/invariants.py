@@ -1,7 +1,7 @@
 """What must hold in every state between two instance events, as one pure function (for tests and for debugging a lane).
 
-``violations`` looks at a single state and returns a bitmask of `Violation`s, 0 = none; it can run inside a scan after every
-micro-step. While an instance event is under way (`State.locked` >= 0) the books are open, and nothing is checked.
+``violations`` looks at a single state and returns a bitmask of `Violation`s, 0 = none; it can run inside a scan after
+every micro-step. While an instance event is under way (`State.locked` >= 0) the books are open, and nothing is checked.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def violations(static: SimStatic, params: SimParams, requests: Requests, state: 
 
 
 class _Fifo:
-    """The FIFO entries of all instances: `fresh` and `returned` (preempted) ones, ``[m, q]``, and what they point to."""
+    """FIFO entries of all instances: `fresh` and `returned` (preempted) ones, ``[m, q]``, and what they point to."""
 
     def __init__(self, static: SimStatic, requests: Requests, state: State, instance: Instance):
         entry = state.queue[:, :, 0]
@@ -138,7 +138,9 @@ def _wake(state: State, instance) -> Bool[Array, ""]:
     return jnp.any(asleep | (idle & (instance.in_flight > 0)))
 
 
-def _load(static: SimStatic, requests: Requests, state: State, instance, slots, running, waiting, fifo) -> Bool[Array, ""]:
+def _load(
+    static: SimStatic, requests: Requests, state: State, instance, slots, running, waiting, fifo
+) -> Bool[Array, ""]:
     row = jnp.clip(state.request[:, :, Col.REQUEST], 0, requests.prompt_tokens.shape[0] - 1)
     work = jnp.sum(jnp.where(running | waiting, slots.prompt + requests.predicted_tokens[row], 0), axis=1)
     work += jnp.sum(jnp.where(fifo.fresh, fifo.prompt + fifo.predicted, 0), axis=1)

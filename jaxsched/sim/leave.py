@@ -1,4 +1,7 @@
-"""Start of an instance event: book the run that ended, then let finished (and expired) requests leave, one per micro-step."""
+"""Start of an instance event: book the run that ended, then let finished (and expired) requests leave.
+
+One request per micro-step.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
 def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     """Give the requests of the run that ended at `now` their tokens and book its inter-token gaps.
 
-    A run is `k` engine steps with the same decode batch; `k` is read off the planned step ends, so a run cut short by an arrival
-    needs nothing else. Asynchronous engines book everything when a step is scheduled, and only count it out here.
+    A run is `k` engine steps with the same decode batch; `k` is read off the planned step ends, so a run cut short by
+    an arrival needs nothing else. Asynchronous engines book everything when a step is scheduled, and only count it out
+    here.
     """
     static, slots, inst, now = event.static, event.slots, event.inst, event.now
     ended = begin & (inst.in_flight > 0)
@@ -188,5 +192,3 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
         ),
         flags=event.state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
     )
-
-

@@ -1,9 +1,9 @@
 """The machine: one micro-step takes the earliest event of a lane, applies it, and forms what follows from it.
 
-A micro-step may take an arrival and, if nothing else comes before it, the instance event that follows; an instance event that
-needs several picks (two requests finish, two are admitted, one is preempted and another tried) takes several micro-steps at the same
-clock, during which the lane is locked to that instance. So every lane of a batch is always busy with its own next decision, whatever the
-others do. Event order and engine rules: docs/semantics.md.
+A micro-step may take an arrival and, if nothing else comes before it, the instance event that follows; an instance
+event that needs several picks (two requests finish, two are admitted, one is preempted and another tried) takes several
+micro-steps at the same clock, during which the lane is locked to that instance. So every lane of a batch is always busy
+with its own next decision, whatever the others do. Event order and engine rules: docs/semantics.md.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
     if static.scheduler.family == "v0":
         event.state = event.state.replace(admitted=jnp.where(begins, 0, state.admitted))
     if static.scheduler.family == "static":
-        event.state = event.state.replace(was_idle=jnp.where(begins, (inst.running == 0).astype(jnp.int32), state.was_idle))
+        idle = (inst.running == 0).astype(jnp.int32)
+        event.state = event.state.replace(was_idle=jnp.where(begins, idle, state.was_idle))
     if static.ordered_budget:
         in_system = inst.running + inst.waiting
         adaptive = jnp.maximum(sched.long_prefill_threshold, sched.token_budget // jnp.maximum(in_system, 1))
@@ -165,6 +166,11 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
     t_next = jnp.minimum(jnp.minimum(arrival, returning), jnp.min(state.next_event))
     more = ~is_done(static, params, requests, state)
     shift = (state.now >= EPOCH_US) | (more & (t_next > HOLD_US))
+    num_epochs = jnp.int32(1)
+    if not static.delayed_view:
+        # Nothing runs and nothing is due for long: go to the epoch of the next arrival at once.
+        idle = (state.locked < 0) & jnp.all(state.next_event == NEVER_US)
+        num_epochs = jnp.where(idle, jnp.maximum(_next_input_epoch(static, requests, state) - state.epoch, 1), 1)
 
     def back(t: Array) -> Array:
         return jnp.where(shift & (t != NEVER_US), t - EPOCH_US, t)
@@ -175,6 +181,9 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
         idle = shift & (state.now < EPOCH_US)
         skipped = tick + params.view_delay_us * (jnp.maximum(EPOCH_US - tick, 0) // params.view_delay_us)
         tick = jnp.where(idle, jnp.maximum(tick, skipped), tick)
+    # `now` stays at least one epoch before the new one's start when the jump was longer than int32 can say.
+    now = state.now - EPOCH_US - jnp.where(num_epochs >= 2, EPOCH_US, 0)
+    now = jnp.where(num_epochs >= 3, -EPOCH_US, jnp.maximum(now, -EPOCH_US))
     metrics = state.metrics
     total = metrics.area[:, 0] + metrics.area[:, 1]
     rest = metrics.area[:, 1] - (total - metrics.area[:, 0])
@@ -184,8 +193,8 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
         column = tuple(Instance.__dataclass_fields__).index(name)
         instance = instance.at[column].add(jnp.where(shift, -EPOCH_US, 0))
     return state.replace(
-        epoch=state.epoch + shift,
-        now=jnp.where(shift, jnp.maximum(state.now - EPOCH_US, -EPOCH_US), state.now),
+        epoch=state.epoch + jnp.where(shift, num_epochs, 0),
+        now=jnp.where(shift, now, state.now),
         next_event=back(state.next_event),
         run_ends=back(state.run_ends),
         next_tick=back(tick),
@@ -196,6 +205,15 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
             area=jnp.stack([total, rest], axis=1),
         ),
     )
+
+
+def _next_input_epoch(static: SimStatic, requests: Requests, state: State) -> Array:
+    """Epoch of the next arrival or return; the current one if there is none."""
+    row = jnp.minimum(state.arrivals, requests.arrival_us.shape[0] - 1)
+    epoch = jnp.where(state.arrivals < requests.num_programs, requests.arrival_epoch[row], 2**31 - 1)
+    if static.num_paused:
+        epoch = jnp.minimum(epoch, jnp.min(jnp.where(state.paused.request >= 0, state.paused.epoch, 2**31 - 1)))
+    return jnp.where(epoch == 2**31 - 1, state.epoch, epoch)
 
 
 def is_done(static: SimStatic, params: SimParams, requests: Requests, state: State) -> Bool[Array, ""]:

@@ -8,8 +8,7 @@ from jaxtyping import Array, Int
 from jaxsched.timing.step_time import StepTimeParams
 
 
-@struct.dataclass
-class SchedulerParams:
+class SchedulerParams(struct.PyTreeNode):
     """Knobs of one engine's schedule(); all int32. Names as in vLLM's SchedulerConfig."""
 
     token_budget: Int[Array, ""]  # max_num_batched_tokens; the chunk size of sarathi
@@ -23,14 +22,14 @@ class SchedulerParams:
     order: Int[Array, " k"]  # parameters of the order head, see the policy's file
 
 
-@struct.dataclass
-class SimParams:
+class SimParams(struct.PyTreeNode):
     """Parameters of one lane."""
 
     timing: StepTimeParams
     scheduler: SchedulerParams
     usable_blocks: Int[Array, " m"]  # KV blocks of each instance (the engine's pool without its null block)
-    max_queue: Int[Array, ""]  # waiting requests per instance beyond which arrivals are rejected, 0 = only the FIFO's capacity
+    #: Waiting requests per instance beyond which arrivals are rejected, 0 = only the FIFO's capacity.
+    max_queue: Int[Array, ""]
     view_delay_us: Int[Array, ""]  # age limit of the routers' view (period of the telemetry ticks), below 2^29
     seed: Int[Array, ""]  # of hashed routing decisions
     timeout_us: Int[Array, " c"]  # per class, 0 = none, below 2^30

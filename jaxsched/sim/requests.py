@@ -6,12 +6,13 @@ from flax import struct
 from jaxtyping import Array, Int
 
 
-@struct.dataclass
-class Requests:
-    """Turns of programs. Rows ``[0, num_programs)`` are first turns in arrival order; later turns follow, reached by `next_turn`.
+class Requests(struct.PyTreeNode):
+    """Turns of programs.
 
-    A plain request is a program of one turn. Row index = the request's identity everywhere in the machine. The table may be
-    padded behind the last turn; padding is never read.
+    Rows ``[0, num_programs)`` are first turns in arrival order; later turns follow, reached by `next_turn`.
+
+    A plain request is a program of one turn. Row index = the request's identity everywhere in the machine. The table
+    may be padded behind the last turn; padding is never read.
     """
 
     num_programs: Int[Array, ""]  # how many first turns arrive

@@ -1,9 +1,10 @@
 """The running pass of schedule(): tokens for admitted requests, and preemption until their KV blocks fit.
 
-One victim per micro-step. Releasing victims before anything is allocated, until the whole pass fits, gives the same survivors as the
-engine's request-by-request loop when victims come from the end of the list: a victim leaves only if the blocks needed
-by all before it exceed what is free, and then the pass as a whole does not fit either; conversely, as long as the pass does not
-fit, some request fails and takes the last as its victim. `_ordered` does not use this and follows the list.
+One victim per micro-step. Releasing victims before anything is allocated, until the whole pass fits, gives the same
+survivors as the engine's request-by-request loop when victims come from the end of the list: a victim leaves only if
+the blocks needed by all before it exceed what is free, and then the pass as a whole does not fit either; conversely, as
+long as the pass does not fit, some request fails and takes the last as its victim. `_ordered` does not use this and
+follows the list.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def _accept(event: Event, active: Bool[Array, ""], tokens: Int[Array, " s"], nee
 
 
 def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
-    """V1 when the budget cannot run out among decodes: at most the last admitted request has more than one token left."""
+    """V1 when the budget cannot run out among decodes.
+
+    At most the last admitted request has more than one token left.
+    """
     slots, inst = event.slots, event.inst
     running = event.running_mask
     left = jnp.where(running, slots.known - slots.computed, 0)
@@ -45,7 +49,8 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     single = left == 1
     rest = jnp.maximum(event.state.budget - count(single), 0)
     tokens = jnp.where(single, 1, jnp.minimum(left, rest))
-    need = jnp.where(running, ceil_blocks(event.static, slots.computed + tokens) - ceil_blocks(event.static, slots.computed), 0)  # fmt: skip
+    wanted, held = ceil_blocks(event.static, slots.computed + tokens), ceil_blocks(event.static, slots.computed)
+    need = jnp.where(running, wanted - held, 0)
     pressure = active & (jnp.sum(need) > inst.free)
     _accept(event, active & ~pressure, tokens, need)
     preempt(event, slot_with(running, slots.order, largest=True), pressure, memory=True)
@@ -53,12 +58,16 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
 
 
 def _decodes_then_chunk(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Sarathi-Serve and vLLM V0: decodes first, each must see a free block; then the unfinished prefill (sarathi only)."""
+    """Sarathi-Serve and vLLM V0: decodes first, then the unfinished prefill (sarathi only).
+
+    Each decode must see a free block.
+    """
     slots, inst = event.slots, event.inst
     running = event.running_mask
     left = slots.known - slots.computed
     decodes = running & (left == 1) & (slots.known > slots.prompt)
-    need = jnp.where(decodes, event.held_blocks(slots.computed + 1, slots.aux) - event.held_blocks(slots.computed, slots.aux), 0)  # fmt: skip
+    wanted, held = event.held_blocks(slots.computed + 1, slots.aux), event.held_blocks(slots.computed, slots.aux)
+    need = jnp.where(decodes, wanted - held, 0)
     last = slot_with(decodes, slots.order, largest=True)
     before_last = jnp.sum(need) - event.at(need, last)
     pressure = active & jnp.any(decodes) & (before_last >= inst.free)
@@ -78,8 +87,8 @@ def _decode_reserved(event: Event, active: Bool[Array, ""]) -> None:
 def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     """V1 in list order, request by request: long-prefill threshold, priority victims, budgets below the running count.
 
-    `cursor` is the admission number up to which the pass has come; `pending` the fixed token count of the request that waits
-    for blocks. Prefix sums in list order are sums over pairs of slots.
+    `cursor` is the admission number up to which the pass has come; `pending` the fixed token count of the request that
+    waits for blocks. Prefix sums in list order are sums over pairs of slots.
     """
     static, slots, inst, state = event.static, event.slots, event.inst, event.state
     running = event.running_mask
@@ -108,7 +117,10 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     budget = state.budget - jnp.where(active, jnp.sum(jnp.where(accepted, tokens, 0)), 0)
     event.state = state.replace(budget=budget)
 
-    victim = _priority_victim(event, running) if static.scheduler.priority_victims else slot_with(running, slots.order, largest=True)  # fmt: skip
+    if static.scheduler.priority_victims:
+        victim = _priority_victim(event, running)
+    else:
+        victim = slot_with(running, slots.order, largest=True)
     itself = victim == failing
     event.state = event.state.replace(
         cursor=jnp.where(pressure, jnp.where(itself, failing_order, failing_order - 1), state.cursor),
@@ -131,7 +143,8 @@ def _priority_victim(event: Event, running: Bool[Array, " s"]) -> Int[Array, ""]
 def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory: bool) -> None:
     """Take a running request out: blocks freed, progress dropped, outputs kept, back into the waiting queue.
 
-    Tokens it was given in this call go back to the budget. `memory`: under memory pressure, which closes admission for this call.
+    Tokens it was given in this call go back to the budget. `memory`: under memory pressure, which closes admission for
+    this call.
     """
     static, slots, inst, state = event.static, event.slots, event.inst, event.state
     mask = (event.index == slot) & active

@@ -1,8 +1,8 @@
 """The state of one lane (one simulated cluster), a pytree of int32 and float32 arrays.
 
 Layout follows cost on CPU and GPU alike: an event touches one instance, so what whole-row expressions read is `slots`
-``[instances, fields, slots]`` (one contiguous slice per event); what only single requests need is `request` ``[instances, slots,
-columns]`` (one column per event); per-instance scalars are one vector each.
+``[instances, fields, slots]`` (one contiguous slice per event); what only single requests need is `request`
+``[instances, slots, columns]`` (one column per event); per-instance scalars are one vector each.
 """
 
 from __future__ import annotations
@@ -144,8 +144,7 @@ class Instance:
     waiting_blocks: Int[Array, ""]  # blocks of waiting prompts
 
 
-@struct.dataclass
-class Paused:
+class Paused(struct.PyTreeNode):
     """Programs between two turns."""
 
     request: Int[Array, " p"]  # row of the next turn, -1 = free entry
@@ -155,8 +154,7 @@ class Paused:
     program_us: Int[Array, " p"]
 
 
-@struct.dataclass
-class Metrics:
+class Metrics(struct.PyTreeNode):
     """Accumulated measurements of a lane. Definitions: docs/metrics.md."""
 
     histograms: Int[Array, " chb"]  # classes x `Hist` x bins, flat (a reshape inside the loop costs a copy)
@@ -167,8 +165,7 @@ class Metrics:
     area: Float[Array, "2 2"]  # (batch x us, used blocks x us) x (high, low part)
 
 
-@struct.dataclass
-class Record:
+class Record(struct.PyTreeNode):
     """Every turn's life, on demand; -1 = not reached. Times are (epoch, us)."""
 
     fate: Int[Array, " n"]
@@ -186,12 +183,11 @@ NUM_SCALARS = len(Instance.__dataclass_fields__)
 MAX_COLUMN_WRITES = 4
 
 
-@struct.dataclass
-class PendingWrites:
+class PendingWrites(struct.PyTreeNode):
     """What the last micro-step writes to `State.request` and `State.instance`.
 
-    Applied before anything reads them again: a write in the middle of a micro-step, with reads of the old values scheduled
-    after it, makes XLA copy the whole array, twice per micro-step (measured: half of the time).
+    Applied before anything reads them again: a write in the middle of a micro-step, with reads of the old values
+    scheduled after it, makes XLA copy the whole array, twice per micro-step (measured: half of the time).
     """
 
     instance: Int[Array, " 4"]  # request columns: instance (out of range = no write), slot, values
@@ -203,8 +199,7 @@ class PendingWrites:
     scalars: Int[Array, " 16"]  # ... and its scalars after it
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """One lane."""
 
     epoch: Int[Array, ""]
@@ -247,8 +242,8 @@ QUEUE_WIDTH_SESSIONS = 6  # entry, sequence, arrival (epoch, us), program arriva
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
     """An empty cluster at time 0."""
     m, s, k = static.num_instances, static.num_slots, static.run_steps
-    zeros = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
-    full = lambda value, *shape: jnp.full(shape, value, jnp.int32)  # noqa: E731
+    zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
+    full = lambda value, *shape: jnp.full(shape, value, jnp.int32)
     n = num_requests if static.record else 0
     return State(
         epoch=zeros(),

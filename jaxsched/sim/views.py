@@ -1,4 +1,7 @@
-"""What a decision head may look at. Heads get views, never the state, so that nothing unobservable leaks into a policy."""
+"""What a decision head may look at.
+
+Heads get views, never the state, so that nothing unobservable leaks into a policy.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 
-@struct.dataclass
-class QueueView:
+class QueueView(struct.PyTreeNode):
     """One instance's slots, for order heads."""
 
     waiting_mask: Bool[Array, " s"]  # slot holds a request that waits for admission
@@ -21,8 +23,7 @@ class QueueView:
     wait_us: Float[Array, " s"]  # time since arrival
 
 
-@struct.dataclass
-class RouterView:
+class RouterView(struct.PyTreeNode):
     """The cluster as the router sees it: live, or as of the last telemetry tick."""
 
     num_waiting: Int[Array, " m"]

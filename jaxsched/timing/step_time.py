@@ -48,8 +48,7 @@ SCALE_ROOM = 8
 SCALE_BITS = 10
 
 
-@struct.dataclass
-class StepTimeParams:
+class StepTimeParams(struct.PyTreeNode):
     """Coefficients of the step-time model. All int32, all non-negative; a pytree that may carry leading lane axes."""
 
     base_us: Int[Array, ""]  # every step: host overhead, weight read, kernel floors

@@ -28,8 +28,10 @@ class Estimate:
 def estimate(per_seed: np.ndarray, controls: list[tuple[np.ndarray, float]] | None = None) -> Estimate:
     """Mean of a per-seed quantity, adjusted by control variates: (per-seed values, their known expectation).
 
-    Least squares over the seeds; the standard error is that of the regression at the known expectations, with the degrees of
-    freedom that the coefficients cost (Lavenberg and Welch 1981). Without controls: the sample mean and its usual error.
+    Least squares over the seeds; the standard error is that of the regression at the known expectations, with the
+    degrees of freedom that the coefficients cost (Lavenberg and Welch 1981). Without controls: the sample mean and its
+    usual
+    error.
     """
     num = len(per_seed)
     design = np.stack([np.ones(num), *(values - expected for values, expected in controls or [])], axis=1)
@@ -42,8 +44,9 @@ def estimate(per_seed: np.ndarray, controls: list[tuple[np.ndarray, float]] | No
 def settled_before(runs: Runs) -> list[tuple[np.ndarray, float]]:
     """Controls for first come first served: wait x (own service - 1) and wait x (next gap - its mean), both of mean 0.
 
-    A request's wait is settled before its own service and the next gap are known, so the products average out; by Lindley's
-    recursion they also carry most of the noise of the mean wait. (A wait that depended on either would show as a bias.)
+    A request's wait is settled before its own service and the next gap are known, so the products average out; by
+    Lindley's recursion they also carry most of the noise of the mean wait. (A wait that depended on either would show
+    as a bias.)
     """
     cohort = runs.plan.cohort
     gap = np.diff(runs.arrival)[:, cohort] / runs.unit_us
@@ -57,8 +60,8 @@ def offered_load(runs: Runs) -> list[tuple[np.ndarray, float]]:
     """Control for any queue: what the drawn requests offer, mean service - load x mean gap, of mean 0."""
     cohort = runs.plan.cohort
     service = runs.service[:, cohort].mean(axis=1)
-    gap = (runs.arrival[:, cohort.stop] - runs.arrival[:, cohort.start]) / (cohort.stop - cohort.start)
-    return [((service - gap * runs.traffic.load * runs.system.servers) / runs.unit_us, 0.0)]
+    rate = runs.traffic.load * runs.system.servers
+    return [(service / runs.unit_us - rate / arrival_rate(runs), 0.0)]
 
 
 def work_found(runs: Runs) -> list[tuple[np.ndarray, float]]:
@@ -75,6 +78,12 @@ def lindley_start(arrival: np.ndarray, service: np.ndarray) -> np.ndarray:
         start[:, i] = np.maximum(arrival[:, i], free_at)
         free_at = start[:, i] + service[:, i]
     return start
+
+
+def arrival_rate(runs: Runs) -> np.ndarray:
+    """Measured requests per mean service time, per seed."""
+    cohort = runs.plan.cohort
+    return (cohort.stop - cohort.start) / (runs.arrival[:, cohort.stop] - runs.arrival[:, cohort.start]) * runs.unit_us
 
 
 def found_by_arrivals(runs: Runs) -> np.ndarray:

@@ -20,13 +20,13 @@ def by_wait(runs: Runs) -> Estimate:
     return estimate(runs.wait.mean(axis=1), settled_before(runs)).plus(1.0)
 
 
+def wait_alone(runs: Runs) -> Estimate:
+    return by_wait(runs).plus(-1.0)
+
+
 def by_load(runs: Runs) -> Estimate:
     """Mean time in system as mean wait + 1, sharpened by the load that was drawn."""
-    return wait_alone(runs).plus(1.0)
-
-
-def wait_alone(runs: Runs) -> Estimate:
-    return estimate(runs.wait.mean(axis=1), offered_load(runs))
+    return estimate(runs.wait.mean(axis=1), offered_load(runs)).plus(1.0)
 
 
 def by_work(runs: Runs) -> Estimate:
@@ -95,10 +95,10 @@ class Program:
     plan: Plan
     rows: list[Row]
 
-    def run(self, scale: int = 1) -> dict[tuple[System, Traffic], Runs]:
+    def run(self, scale: int = 1, base_seed: int = 0) -> dict[tuple[System, Traffic], Runs]:
         """Every distinct case of the rows; `scale` times as many requests."""
         cases = list(dict.fromkeys((row.system, row.traffic) for row in self.rows))
-        plan = dataclasses.replace(self.plan, num_requests=self.plan.num_requests * scale)
+        plan = dataclasses.replace(self.plan, num_requests=self.plan.num_requests * scale, base_seed=base_seed)
         return dict(zip(cases, run(cases, plan), strict=True))
 
 
@@ -124,7 +124,7 @@ def srpt() -> Program:
         _srpt("M/M/1 SRPT", M, 0.8, steps=4),
         *(_srpt("M/H2/1 SRPT", H2, load) for load in (0.5, 0.8)),
     ]
-    return Program(Plan(num_requests=3000, num_seeds=20), rows)
+    return Program(Plan(num_requests=3500, num_seeds=20, cool_down=0.12), rows)
 
 
 def power_of_two() -> Program:

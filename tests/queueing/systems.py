@@ -1,6 +1,7 @@
 """The machine set up as a queue: a configuration, a workload of whole service steps, and what came out, per request.
 
-Nothing here simulates. Each `System` is a policy of the catalogue with ordinary parameters and an ordinary step-time model:
+Nothing here simulates. Each `System` is a policy of the catalogue with ordinary parameters and an ordinary step-time
+model:
 
 - one at a time: `max_num_seqs` 1 and a constant step, so a request of O output tokens is served for O steps;
 - ten at a time: `max_num_seqs` 10 and a constant step, so each of up to ten is served at rate 1;

@@ -1,13 +1,14 @@
 """Mean time in system of the queues that the machine is configured to be, in units of the mean service time.
 
-Two values per queue. The *limit* is the textbook one, with continuous service times. The machine serves whole engine steps, so each
-queue also has an *exact* value for that very system: service of a whole number of steps, and, where the discipline acts at step
-boundaries only, those boundaries. The exact values go to the limits as the mean number of steps grows; `test_theory.py`
-checks that, and the tests of the machine use the exact ones, so that no tolerance has to hide a discretisation.
+Two values per queue. The *limit* is the textbook one, with continuous service times. The machine serves whole engine
+steps, so each queue also has an *exact* value for that very system: service of a whole number of steps, and, where the
+discipline acts at step boundaries only, those boundaries. The exact values go to the limits as the mean number of steps
+grows; `test_theory.py` checks that, and the tests of the machine use the exact ones, so that no tolerance has to hide a
+discretisation.
 
-Sources: Kleinrock, Queueing Systems I and II (Pollaczek-Khinchine, Erlang C, processor sharing); Schrage and Miller 1966 (SRPT);
-Vvedenskaya, Dobrushin and Karpelevich 1996, Mitzenmacher 2001 (power of two); Gast and Van Houdt 2017 (its 1/N term). The
-step-level versions are derived in docs/validation.md.
+Sources: Kleinrock, Queueing Systems I and II (Pollaczek-Khinchine, Erlang C, processor sharing); Schrage and Miller
+1966 (SRPT); Vvedenskaya, Dobrushin and Karpelevich 1996, Mitzenmacher 2001 (power of two); Gast and Van Houdt 2017 (its
+1/N term). The step-level versions are derived in docs/validation.md.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ D = Law("D", (1.0,), (), 0.0)
 H2 = balanced_hyperexponential(10.0)
 
 
-# -- one server, first come first served ---------------------------------------------------------------------------------
+# -- one server, first come first served -------------------------------------------------------------------------------
 
 
 def fcfs_limit(law: Law, load: float) -> float:
@@ -84,7 +85,7 @@ def fcfs_wait(law: Law, load: float, mean_steps: int) -> float:
     return load * law.second_moment_steps(mean_steps) / mean_steps**2 / (2 * (1 - load))
 
 
-# -- one server, shortest remaining first --------------------------------------------------------------------------------
+# -- one server, shortest remaining first ------------------------------------------------------------------------------
 
 
 def srpt_limit(law: Law, load: float) -> float:
@@ -118,7 +119,7 @@ def srpt(law: Law, load: float, mean_steps: int) -> float:
     return float(np.dot(p, work / (1 - load_below) + 1 + stretched)) / mean_steps
 
 
-# -- queues that are Markov chains at step boundaries ----------------------------------------------------------------------
+# -- queues that are Markov chains at step boundaries ------------------------------------------------------------------
 
 
 def ps_limit(load: float) -> float:
@@ -153,7 +154,8 @@ def ps(law: Law, load: float, mean_steps: int) -> float:
 def many_servers(load_erlangs: float, servers: int, mean_steps: int) -> tuple[float, float]:
     """M/Geo/c whose servers step together: (P(not admitted at the first step boundary), mean time in system).
 
-    The number in system at step starts is a Markov chain; new requests enter at step boundaries, or at once if nobody is in.
+    The number in system at step starts is a Markov chain; new requests enter at step boundaries, or at once if nobody
+    is in.
     """
     arrivals = load_erlangs / mean_steps
     most = servers + math.ceil(math.log(1e-12) / math.log(load_erlangs / servers))
@@ -222,7 +224,7 @@ def _mean_number(transition, number, step, arrivals, empty, entry, weights) -> f
     return float(chain @ inside) / _cycle_time(chain, transition, step, arrivals, empty)
 
 
-# -- many instances behind a router ----------------------------------------------------------------------------------------
+# -- many instances behind a router ------------------------------------------------------------------------------------
 
 
 def power_of_two_limit(load: float) -> float:
@@ -233,8 +235,9 @@ def power_of_two_limit(load: float) -> float:
 def power_of_two(load: float, servers: int, *, distinct: bool = True, levels: int = 40) -> float:
     """N servers, two drawn (distinct ones, as the router does), to order 1/N: the refined mean field of Gast and Van Houdt.
 
-    `x[i]`: fraction of servers with more than i requests. Mean shift = -A^-1 (tr(B W) / 2 + C) / N with A, B the first and second
-    derivatives of the drift, W the covariance of the fluctuations, and C what drawing without replacement changes.
+    `x[i]`: fraction of servers with more than i requests. Mean shift = -A^-1 (tr(B W) / 2 + C) / N with A, B the first
+    and second derivatives of the drift, W the covariance of the fluctuations, and C what drawing without replacement
+    changes.
     """
     x = load ** (2.0 ** np.arange(1, levels + 1) - 1)
     before, after = np.concatenate([[1.0], x[:-1]]), np.concatenate([x[1:], [0.0]])

@@ -1,8 +1,8 @@
 """Random small clusters and workloads, for the machine and the plain-Python reference alike.
 
-All lanes of a `Variant` share shapes and switches, so that each variant is one compiled program; everything else differs
-from lane to lane. A share of the lanes lives on a lattice: steps, arrivals, pauses, timeouts and ticks are multiples
-of the same number of microseconds, so that events coincide all the time and their order matters.
+All lanes of a `Variant` share shapes and switches, so that each variant is one compiled program; everything else
+differs from lane to lane. A share of the lanes lives on a lattice: steps, arrivals, pauses, timeouts and ticks are
+multiples of the same number of microseconds, so that events coincide all the time and their order matters.
 """
 
 from __future__ import annotations

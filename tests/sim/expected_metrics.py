@@ -1,7 +1,7 @@
 """What the machine's counters and histograms must hold, worked out from the reference's records and step logs.
 
-Definitions: docs/metrics.md. Only for runs without prefix caching and with all times below 2^24 us (16.8 s): there float32
-microseconds are exact.
+Definitions: docs/metrics.md. Only for runs without prefix caching and with all times below 2^24 us (16.8 s): there
+float32 microseconds are exact.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ from tests.sim.clusters import SLOS_US, TIMINGS, Variant, lane_inputs, random_la
 from tests.sim.expected_metrics import Expected
 from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes
 
-EPISODES = 40  # of each variant
+EPISODES = 40  # of each variant; five times as many with --full
 VARIANTS = [
     Variant("vllm", "least_outstanding", turns=True),
     Variant("vllm", "random", block_size=8, thresholds=True, timeouts=True),
     Variant("vllm-async", "round_robin", turns=True),
     Variant("vllm-async", "least_kv", block_size=8, timeouts=True, delay=True),
-    Variant("vllm-priority", "power_of_two", turns=True, timeouts=True),
+    Variant("vllm-priority", "power_of_two", turns=True),
     Variant("sarathi", "least_work", block_size=8, timeouts=True),
     Variant("vllm-v0", "least_kv", turns=True, delay=True),
     Variant("orca", "least_kv", timeouts=True),
@@ -42,10 +42,13 @@ def test_there_are_five_hundred_episodes_and_every_scheduler_and_router() -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
-def test_every_record_counter_and_histogram_equals_the_reference(variant: Variant, record_property) -> None:
-    lanes = [random_lane(variant, seed) for seed in range(EPISODES)]
+def test_every_record_counter_and_histogram_equals_the_reference(
+    variant: Variant, full_size: bool, record_property
+) -> None:
+    num_lanes = 5 * EPISODES if full_size else EPISODES
+    lanes = [random_lane(variant, seed) for seed in range(num_lanes)]
     state = run_lanes(variant.static(), *lane_inputs(variant, lanes))
-    histograms = np.asarray(state.metrics.histograms).reshape(EPISODES, 2, len(Hist), NUM_BINS)
+    histograms = np.asarray(state.metrics.histograms).reshape(num_lanes, 2, len(Hist), NUM_BINS)
     counts, flags = np.asarray(state.metrics.counts), np.asarray(state.flags)
     seen: Counter[str] = Counter()
     for i, lane in enumerate(lanes):
@@ -71,7 +74,7 @@ def test_every_record_counter_and_histogram_equals_the_reference(variant: Varian
         seen["preemptions"] += expected.counts[Count.PREEMPTIONS]
         seen["good"] += int(expected.class_good.sum())
     record_property("seen", dict(seen))
-    print(f"{variant.name}: {EPISODES} episodes, {dict(seen)}")
+    print(f"{variant.name}: {num_lanes} episodes, {dict(seen)}")
     _assert_exercised(variant, seen)
 
 
@@ -88,7 +91,7 @@ def _assert_equal_metrics(variant: Variant, expected: Expected, counts: np.ndarr
 
 def _assert_exercised(variant: Variant, seen: Counter[str]) -> None:
     """That the comparison was of something."""
-    assert seen["too_close"] <= 2
+    assert seen["too_close"] <= 10
     at_least = {"finished": 500, "rejected_queue": 30, "rejected_size": 10, "good": 20}
     if variant.scheduler not in ("orca", "static"):
         at_least["preemptions"] = 25

@@ -87,7 +87,8 @@ def synthetic_lanes(scenario: Scenario, policy: Policy, seeds: Sequence[int], ra
     num = len(lane_seeds)
     first, stop = np.zeros(num, np.int64), np.full(num, scenario.num_programs)
     params, axes = _lane_params(scenario, policy, lane_seeds, first, stop)
-    turns = int(num * scenario.num_programs * preset.mean_turns) if preset.max_turns > 1 else num * scenario.num_programs
+    programs = num * scenario.num_programs
+    turns = int(programs * preset.mean_turns) if preset.max_turns > 1 else programs
     return Lanes(params, axes, requests, jax.tree.map(lambda _: 0, requests), first, np.zeros(num, np.int64), turns)
 
 
@@ -161,21 +162,21 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
     chunk = jax.vmap(chunk, in_axes=(params_in, requests_in, 0))
     if num_devices > 1:
         mesh = Mesh(np.asarray(jax.local_devices()[:num_devices]), ("lanes",))
-        spec = lambda axes: jax.tree.map(  # noqa: E731
+        spec = lambda axes: jax.tree.map(
             lambda axis: PartitionSpec("lanes") if axis == 0 else PartitionSpec(), axes, is_leaf=lambda x: x is None
         )
         lanes = PartitionSpec("lanes")
-        common = dict(mesh=mesh, out_specs=lanes, check_vma=False)
-        start = jax.shard_map(start, in_specs=(spec(params_in), spec(requests_in), lanes, lanes, lanes), **common)
-        chunk = jax.shard_map(chunk, in_specs=(spec(params_in), spec(requests_in), lanes), **common)
+        sharded = functools.partial(jax.shard_map, mesh=mesh, out_specs=lanes, check_vma=False)
+        start = sharded(start, in_specs=(spec(params_in), spec(requests_in), lanes, lanes, lanes))
+        chunk = sharded(chunk, in_specs=(spec(params_in), spec(requests_in), lanes))
     return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options())
 
 
 def compiler_options() -> dict[str, str]:
     """XLA options of the machine's programs.
 
-    XLA:CPU splits every reduction of more than 32 elements in two kernels for the sake of float accuracy; ours are integers.
-    Without that pass a micro-step takes 22-28 % less time (docs/decisions/0002-cpu-cost-of-a-micro-step.md).
+    XLA:CPU splits every reduction of more than 32 elements in two kernels for the sake of float accuracy; ours are
+    integers. Without that pass a micro-step takes 22-28 % less time (docs/decisions/0002-cpu-cost-of-a-micro-step.md).
     """
     return {"xla_disable_hlo_passes": "tree_reduction_rewriter"} if jax.default_backend() == "cpu" else {}
 
@@ -291,9 +292,7 @@ def rollout(
         UserError: the policy cannot run on the scenario.
     """
     rates = [rate_per_s if rate_per_s is not None else scenario.rate_per_s * load]
-    return rollouts(
-        scenario, policy, seeds, rates, record=record, num_devices=num_devices, progress=progress
-    )[0]
+    return rollouts(scenario, policy, seeds, rates, record=record, num_devices=num_devices, progress=progress)[0]
 
 
 def rollouts(
@@ -309,7 +308,9 @@ def rollouts(
     """`rollout` at several arrival rates; with a synthetic workload all rates and seeds are lanes of one call."""
     policy = policy or scenario.policy
     if policy is None:
-        raise UserError("no policy given", where=f"scenario {scenario.name}", expected="a policy, e.g. policies.get('vllm')")
+        raise UserError(
+            "no policy given", where=f"scenario {scenario.name}", expected="a policy, e.g. policies.get('vllm')"
+        )
     seeds = list(range(scenario.seed, scenario.seed + seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds:
         raise UserError("no seeds", expected="at least one lane")
@@ -326,11 +327,13 @@ def rollouts(
         for i, rate in enumerate(rates_per_s):
             part = slice(i * len(seeds), (i + 1) * len(seeds))
             cut = dataclasses.replace(lanes, requests=jax.tree.map(lambda x, p=part: x[p], lanes.requests))
-            results.append(_result(scenario, policy, seeds, rate, static, cut, _part(state, part), trajectory.part(part)))
+            results.append(
+                _result(scenario, policy, seeds, rate, static, cut, _part(state, part), trajectory.part(part))
+            )
         return results
     for rate in rates_per_s:
         trace = scenario.workload
-        trace = trace if abs(rate / trace.rate_per_s - 1) < 1e-9 else trace.to_rate(rate)
+        trace = trace if rate == scenario.rate_per_s else trace.to_rate(rate)
         lanes = trace_lanes(scenario, policy, trace, len(seeds), seeds)
         state, trajectory = run(lanes)
         results.append(_result(scenario, policy, seeds, rate, static, lanes, state, trajectory))
@@ -342,4 +345,6 @@ def _part(state: State, part: slice) -> State:
 
 
 def _result(scenario, policy, seeds, rate, static, lanes: Lanes, state: State, trajectory: Trajectory) -> RolloutResult:
-    return RolloutResult.collect(scenario, policy, list(seeds), rate, static, lanes.requests, lanes.first_program, state, trajectory)
+    return RolloutResult.collect(
+        scenario, policy, list(seeds), rate, static, lanes.requests, lanes.first_program, state, trajectory
+    )

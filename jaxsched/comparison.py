@@ -13,16 +13,17 @@ import numpy as np
 from jaxsched.metrics.result import RolloutResult
 from jaxsched.policies.base import Policy
 from jaxsched.report import ComparisonData, Timeline
-from jaxsched.rollout import rollouts
 from jaxsched.scenario import Scenario
+from jaxsched.simulation import rollouts
 from jaxsched.stats import Capacity, find_capacity
 
 #: Metrics put side by side, in the order of the report; `comparison_table` takes them all.
 COMPARED = (
-    "e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "tpot_p50_s", "tpot_p99_s",
-    "tbt_p50_s", "tbt_p99_s", "ttst_p50_s", "queueing_mean_s", "queueing_p99_s", "normalised_mean_s", "jct_mean_s", "jct_p99_s",
-    "goodput_per_s", "slo_attainment", "throughput_per_s", "batch_mean", "kv_used_fraction", "preemptions",
-    "recomputed_tokens", "engine_steps", "gpu_seconds",
+    "e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "ttft_mean_s", "ttft_p50_s", "ttft_p99_s",
+    "tpot_mean_s", "tpot_p50_s", "tpot_p99_s", "tbt_p50_s", "tbt_p99_s", "ttst_p50_s",
+    "queueing_mean_s", "queueing_p99_s", "normalised_mean_s", "jct_mean_s", "jct_p99_s", "goodput_per_s",
+    "slo_attainment", "throughput_per_s", "batch_mean", "kv_used_fraction", "preemptions", "recomputed_tokens",
+    "engine_steps", "gpu_seconds",
 )  # fmt: skip
 
 #: Programs per lane when the capacity of a synthetic workload is measured.
@@ -39,8 +40,8 @@ def measure_rate(scenario: Scenario, policy: Policy, rate: float, seeds: Sequenc
     """Whether the cluster keeps up at a rate, over the second half of the arrivals (pooled over seeds).
 
     Returns:
-        ``throughput`` in programs per second (turns finished per turn that arrived, times `rate`, so that the drift of a
-        finite sample cancels), ``backlog_slope`` in programs per second, ``p99_ttft`` in seconds.
+        ``throughput`` in programs per second (turns finished per turn that arrived, times `rate`, so that the drift of
+        a finite sample cancels), ``backlog_slope`` in programs per second, ``p99_ttft`` in seconds.
     """
     result = rollouts(scenario, policy, seeds, [rate])[0]
     t = result.trajectory
@@ -69,7 +70,7 @@ def measure_capacity(scenario: Scenario, policy: Policy, seeds: Sequence[int], t
         done, final = t.finished[lane], t.finished[lane, -1]
         times = np.interp([0.2 * final, 0.7 * final], done, t.t_s[lane])
         rates.append(0.5 * final / max(times[1] - times[0], 1e-9))
-    turns = max(np.mean(flood.metrics["fate_finished"]) / scenario.num_programs, 1.0)
+    turns = max(float(np.mean(flood.metrics["fate_finished"])) / scenario.num_programs, 1.0)
     guess = max(float(np.mean(rates)) / turns, 1e-6)
     return find_capacity(lambda rate: measure_rate(scenario, policy, rate, seeds), 0.7 * guess, 1.1 * guess, tol)
 

@@ -1,0 +1,44 @@
+"""Every shipped configuration runs as it stands (at reduced size), for every policy it names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import jaxsched as js
+from jaxsched.comparison import compare
+from jaxsched.config import load_compare
+from jaxsched.scenario import from_config, policy_from_config
+from tests.shared_data import ROOT
+
+SCENARIOS = sorted((ROOT / "configs" / "scenarios").glob("*.yaml"))
+COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
+def test_every_scenario_runs_and_loses_no_request(path):
+    scenario = js.load(str(path), {"workload.num_requests": 16})
+    result = js.rollout(scenario, seeds=2)
+    fates = {k: v for k, v in result.metrics.items() if k.startswith("fate_")}
+    assert result.warnings() == []
+    assert np.all(fates["fate_finished"] >= 16) and np.all(fates["fate_unfinished"] == 0)
+    assert np.all(result.metrics["ttft_p50_s"] > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+def test_every_comparison_runs_with_all_its_policies(path):
+    config = load_compare(str(path), {"workload.num_requests": 24})
+    scenario = dataclasses.replace(from_config(config), num_instances=2)
+    policies = {name: policy_from_config(config, name, section) for name, section in config.policies().items()}
+    done = compare(
+        scenario, policies, [0.5], 2, baseline=config.compare.baseline, metric=config.compare.metric,
+        capacity_per_s=scenario.rate_per_s, num_bootstrap=200,
+    )  # fmt: skip
+    for name in policies:
+        metrics = done.data.per_seed[name, 0.5]
+        settled = sum(metrics[f"fate_{f}"] for f in ("finished", "unfinished", "rejected_size", "rejected_queue", "timed_out"))
+        np.testing.assert_array_equal(settled + metrics["fate_never_arrived"], done.results[name, 0.5].metrics["fate_finished"] * 0 + settled)
+        assert np.all(metrics["fate_finished"] > 0)
