@@ -128,7 +128,7 @@ def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devi
 
     done_per_s, best = rates(Count.FINISHED)
     micro, micro_best = rates(Count.MICRO_STEPS)
-    steps, requests_done = (sum(d[which] for _, d in samples) for which in (Count.MICRO_STEPS, Count.FINISHED))
+    micro_steps, requests = (sum(d[which] for _, d in samples) for which in (Count.MICRO_STEPS, Count.FINISHED))
     return {
         "preset": options.preset, "policy": policy, "instances": instances, "lanes": num_lanes, "devices": devices,
         "rate_per_s": rate, "bytes_per_lane": num_bytes,
@@ -136,7 +136,7 @@ def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devi
         "micro_steps_per_s": micro, "micro_steps_per_s_best": micro_best,
         "engine_steps_per_s": rates(Count.ENGINE_STEPS)[0],
         "simulated_s_per_s": rates(len(Count), 1e-6)[0],
-        "micro_steps_per_request": float(steps / max(requests_done, 1)),
+        "micro_steps_per_request": float(micro_steps / max(requests, 1)),
         "ns_per_micro_step": 1e9 * devices / micro,
         "busy_fraction": float(counts[:, Count.BUSY_US].sum() / max(now.sum() * instances, 1)),
         "in_system_per_instance": float((arrived - finished) / num_lanes / instances),

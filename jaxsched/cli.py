@@ -384,10 +384,9 @@ def _verify(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _list(options: argparse.Namespace, _: list[str]) -> int:
-    rows = {
-        "policies": _list_policies, "routers": _list_routers, "workloads": _list_workloads, "models": _list_models,
-        "devices": _list_devices, "scenarios": _list_scenarios,
-    }[options.what]()  # fmt: skip
+    from jaxsched.catalogue import LISTS
+
+    rows = LISTS[options.what]()
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -396,58 +395,6 @@ def _list(options: argparse.Namespace, _: list[str]) -> int:
         rest = "; ".join(str(v) for k, v in row.items() if k != "name" and v not in ("", None))
         print(f"{row['name']:{width}}  {rest}")
     return 0
-
-
-def _list_policies() -> list[dict[str, Any]]:
-    from jaxsched.policies import SCHEDULERS
-
-    return [{"name": name, "summary": s.summary, "source": s.source} for name, s in SCHEDULERS.items()]
-
-
-def _list_routers() -> list[dict[str, Any]]:
-    from jaxsched.policies import ROUTERS
-
-    return [{"name": name, "summary": r.summary, "source": r.source} for name, r in ROUTERS.items()]
-
-
-def _list_workloads() -> list[dict[str, Any]]:
-    from jaxsched.workloads import get_preset, list_formats, list_presets
-
-    presets = [get_preset(name) for name in list_presets()]
-    rows = [{"name": p.name, "summary": p.summary, "source": p.source} for p in presets]
-    return rows + [{"name": f"format {name}", "summary": "trace reader (workload.path)"} for name in list_formats()]
-
-
-def _list_models() -> list[dict[str, Any]]:
-    from jaxsched.timing import find_model, list_models
-
-    return [{"name": n, "parameters": f"{find_model(n).total_params / 1e9:.1f} B"} for n in list_models()]
-
-
-def _list_devices() -> list[dict[str, Any]]:
-    from jaxsched.timing import find_device, list_devices
-
-    rows = []
-    for name in list_devices():
-        d = find_device(name)
-        rows.append({"name": name, "memory": f"{d.memory_bytes / 2**30:.0f} GiB"})
-    return rows
-
-
-def _list_scenarios() -> list[dict[str, Any]]:
-    from pathlib import Path
-
-    from jaxsched.config import load
-
-    roots = [Path.cwd() / "configs", Path(__file__).resolve().parents[1] / "configs"]
-    root = next((r for r in roots if r.is_dir()), None)
-    if root is None:
-        raise UserError("no configs folder", where=str(roots[0]), hint="Run this in a clone of the project.")
-    rows = []
-    for path in sorted((root / "scenarios").glob("*.yaml")):
-        config = load(str(path))
-        rows.append({"name": config.name, "path": os.path.relpath(path), "description": config.description})
-    return rows
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def _timing(config: ScenarioConfig) -> tuple[StepTimeParams, int, list[str], int
         step, gpus, utilisation = models.load_coefficients(t.path), 1, 0.9
         gpus = step.tp * step.pp
     else:
-        overhead = {} if t.host_overhead_us is None else {"host_overhead_us": t.host_overhead_us}
+        overhead: dict[str, Any] = {} if t.host_overhead_us is None else {"host_overhead_us": t.host_overhead_us}
         step = models.describe(t.model, t.device, t.tp, t.pp, **overhead)
         gpus, utilisation = t.tp * t.pp, t.gpu_memory_utilization
     if cluster.kv_blocks is not None:

@@ -147,7 +147,7 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
     requests_in = jax.tree.unflatten(*request_axes)
 
     def start(params: SimParams, requests: Requests, first, epoch, us) -> State:
-        state = init_state(static, params, requests.prompt_tokens.shape[-1])
+        state = init_state(static, params, requests.num_rows)
         return state.replace(arrivals=first, epoch=epoch, now=us, next_tick=_shifted(static, state, us))
 
     def chunk(params: SimParams, requests: Requests, state: State):

@@ -24,7 +24,17 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_simulate_prints_a_summary_with_every_fate(capsys):
     code, out, _ = run(capsys, "simulate", CHAT, *SMALL)
     assert code == 0
-    for word in ("TTFT", "TPOT", "TBT", "E2E", "goodput_per_s", "preemptions", "finished 60", "unfinished 0", "rejected_size 0"):
+    for word in (
+        "TTFT",
+        "TPOT",
+        "TBT",
+        "E2E",
+        "goodput_per_s",
+        "preemptions",
+        "finished 60",
+        "unfinished 0",
+        "rejected_size 0",
+    ):
         assert word in out
 
 
@@ -66,8 +76,9 @@ def test_simulate_writes_a_report(capsys, tmp_path):
 def test_compare_writes_report_and_json_and_names_a_winner_or_a_tie(capsys, tmp_path):
     out_folder = tmp_path / "out"
     code, out, _ = run(
-        capsys, "compare", DEMO, *SMALL, "--policies", "vllm,static", "--compare.seeds", "4", "--compare.loads", "[0.5, 0.9]",
-        "--compare.capacity", "10.0", "--out", str(out_folder), "--json",
+        capsys, "compare", DEMO, *SMALL, "--policies", "vllm,static",
+        "--compare.seeds", "4", "--compare.loads", "[0.5, 0.9]", "--compare.capacity", "10.0",
+        "--out", str(out_folder), "--json",
     )  # fmt: skip
     assert code == 0
     document = json.loads(out)
@@ -92,7 +103,9 @@ def test_list_names_what_there_is(capsys, what):
 def test_calibrate_reports_the_error_by_region(capsys, tmp_path):
     table = shared_path("data", "vidur_iteration_times.csv")
     target = tmp_path / "fit.json"
-    code, out, _ = run(capsys, "calibrate", str(table), "--model", "llama-3-8b", "--device", "a100", "--out", str(target))
+    code, out, _ = run(
+        capsys, "calibrate", str(table), "--model", "llama-3-8b", "--device", "a100", "--out", str(target)
+    )
     assert code == 0 and "decode" in out and "prefill" in out and target.exists()
     scenario = f"timing={{kind: coefficients, path: {target}}}"
     code, out, _ = run(capsys, "simulate", CHAT, *SMALL, "--set", scenario, "--cluster.kv_blocks", "20000")
@@ -124,7 +137,10 @@ def test_a_mistake_is_named_with_exit_code_2_and_no_traceback(capsys, mistake):
 
 
 TRACES = {
-    "negative tokens": ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00.0000000,-5,3\n", ["line 2", "ContextTokens"]),
+    "negative tokens": (
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00.0000000,-5,3\n",
+        ["line 2", "ContextTokens"],
+    ),
     "time goes back": (
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:01.0000000,5,3\n2023-11-16 18:00:00.0000000,5,3\n",
         ["line 3"],

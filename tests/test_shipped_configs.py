@@ -39,6 +39,8 @@ def test_every_comparison_runs_with_all_its_policies(path):
     )  # fmt: skip
     for name in policies:
         metrics = done.data.per_seed[name, 0.5]
-        settled = sum(metrics[f"fate_{f}"] for f in ("finished", "unfinished", "rejected_size", "rejected_queue", "timed_out"))
-        np.testing.assert_array_equal(settled + metrics["fate_never_arrived"], done.results[name, 0.5].metrics["fate_finished"] * 0 + settled)
+        fates = ("finished", "unfinished", "rejected_size", "rejected_queue", "timed_out")
+        settled = sum(metrics[f"fate_{f}"] for f in fates)
+        expected = done.results[name, 0.5].metrics["fate_finished"] * 0 + settled
+        np.testing.assert_array_equal(settled + metrics["fate_never_arrived"], expected)
         assert np.all(metrics["fate_finished"] > 0)

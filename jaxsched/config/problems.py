@@ -54,12 +54,12 @@ def _kind(model: type[BaseModel]) -> str | None:
 def _has(data: Any, path: DataPath) -> bool:
     """Whether nested data has something at the path."""
     for step in path:
-        if (isinstance(data, list) and isinstance(step, int) and step < len(data)) or (
-            isinstance(data, dict) and step in data
-        ):
+        if isinstance(data, list) and isinstance(step, int) and step < len(data):
             data = data[step]
-        else:
+            continue
+        if not isinstance(data, dict) or step not in data:
             return False
+        data = data[step]
     return True
 
 

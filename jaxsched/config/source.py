@@ -162,8 +162,11 @@ def merge(base: Layer, top: Layer) -> Layer:
             del origins[known]
 
     timing, new_timing = data.get("timing"), top.data.get("timing")
-    both = isinstance(timing, dict) and isinstance(new_timing, dict)
-    if both and new_timing.get("kind", timing.get("kind")) != timing.get("kind"):
+    if (
+        isinstance(timing, dict)
+        and isinstance(new_timing, dict)
+        and new_timing.get("kind", timing.get("kind")) != timing.get("kind")
+    ):
         del data["timing"]
         forget(("timing",))
     workload, new_workload = data.get("workload"), top.data.get("workload")

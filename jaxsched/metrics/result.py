@@ -286,7 +286,8 @@ class Summary:
 
     def __str__(self) -> str:
         r, rows = self.result, self.rows
-        title = f"{r.scenario.name}: {r.policy.name}, {r.rate_per_s:.4g} programs/s, {len(r.seeds)} seeds (means over seeds)"
+        offered = f"{r.rate_per_s:.4g} programs/s, {len(r.seeds)} seeds (means over seeds)"
+        title = f"{r.scenario.name}: {r.policy.name}, {offered}"
         lines = [title, f"{'':12}{'p50':>10}{'p90':>10}{'p99':>10}  seconds"]
         names = [*self.LATENCY_ROWS, *(["jct"] if "jct_p50_s" in rows else [])]
         for name in names:

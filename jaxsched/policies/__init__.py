@@ -20,7 +20,8 @@ from jaxsched.policies.vllm_v0 import VLLM_V0
 SCHEDULERS: dict[str, Scheduler] = {
     entry.spec.name: entry
     for entry in (
-        VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC, SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF,
+        VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
+        SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"

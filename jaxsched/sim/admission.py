@@ -18,30 +18,30 @@ def fifo_entry(event: Event) -> Int[Array, " w"]:
     return event.state.queue[event.m, event.inst.head]
 
 
-def fresh_column(event: Event, entry: Int[Array, " w"]) -> Int[Array, " 16"]:
-    """Request columns of an entry that has not been admitted before."""
-    requests, static = event.requests, event.static
+def fresh_column(event: Event, entry: Int[Array, " w"]) -> tuple[Int[Array, " 16"], Int[Array, ""]]:
+    """Request columns and prompt tokens of an entry that has not been admitted before."""
+    turn = event.requests.row(jnp.maximum(entry[0], 0))
     row = jnp.maximum(entry[0], 0)
-    if static.num_paused:
+    if event.static.num_paused:
         sequence, arrival, program = entry[1], (entry[2], entry[3]), (entry[4], entry[5])
     else:
         sequence = row
-        arrival = program = (requests.arrival_epoch[row], requests.arrival_us[row])
+        arrival = program = (turn.arrival_epoch, turn.arrival_us)
     values = {
         Col.REQUEST: row,
-        Col.OUTPUT: requests.output_tokens[row],
+        Col.OUTPUT: turn.output_tokens,
         Col.ARRIVAL_EPOCH: arrival[0],
         Col.ARRIVAL_US: arrival[1],
-        Col.KLASS: requests.klass[row],
-        Col.PRIORITY: requests.priority[row],
-        Col.PREDICTED: requests.predicted_tokens[row],
+        Col.KLASS: turn.klass,
+        Col.PRIORITY: turn.priority,
+        Col.PREDICTED: turn.predicted_tokens,
         Col.SEQUENCE: sequence,
         Col.PROGRAM_EPOCH: program[0],
         Col.PROGRAM_US: program[1],
-        Col.MEASURED: in_measured_cohort(event.params, requests, row).astype(jnp.int32),
+        Col.MEASURED: in_measured_cohort(event.params, turn.program).astype(jnp.int32),
     }
-    zero = jnp.int32(0)
-    return jnp.stack([values.get(column, zero) for column in Col])
+    zero: Array = jnp.int32(0)
+    return jnp.stack([values.get(column, zero) for column in Col]), turn.prompt_tokens
 
 
 def refill_window(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
@@ -50,17 +50,16 @@ def refill_window(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     slot = first_slot(slots.order == EMPTY)
     num_free = count(slots.order == EMPTY)
     moves = active & (inst.length > 0) & (num_free > 0)
-    entry = fifo_entry(event)
-    _place(event, slot, moves, fresh_column(event, entry), WAITING)
+    column, prompt = fresh_column(event, fifo_entry(event))
+    _place(event, slot, moves, column, prompt, WAITING)
     _pop(event, moves)
-    event.write_column(slot, fresh_column(event, entry), moves)
+    event.write_column(slot, column, moves)
     return active & (inst.length > 0) & (num_free > 1)
 
 
-def _place(event: Event, slot, active, column, order) -> None:
+def _place(event: Event, slot, active, column, prompt, order) -> None:
     slots = event.slots
     mask = (event.index == slot) & active
-    prompt = event.requests.prompt_tokens[column[Col.REQUEST]]
     slots.order = set_where(mask, order, slots.order)
     slots.computed = set_where(mask, 0, slots.computed)
     slots.known = set_where(mask, prompt, slots.known)
@@ -104,19 +103,21 @@ def admission_step(
         blocked: candidates remain, and nothing but a finish can let them in.
     """
     static, slots, inst, sched = event.static, event.slots, event.inst, event.params.scheduler
-    family, fcfs = static.scheduler.family, static.scheduler.order is None
+    family, order = static.scheduler.family, static.scheduler.order
+    fcfs = order is None
     if fcfs:
         entry = fifo_entry(event)
         fresh = entry[0] >= 0
         slot = jnp.where(fresh, first_slot(slots.order == EMPTY), -(entry[0] + 1))
         exists = inst.length > 0
-        column = jnp.where(fresh, fresh_column(event, entry), event.column(slot))
-        prompt = event.requests.prompt_tokens[column[Col.REQUEST]]
+        new_column, new_prompt = fresh_column(event, entry)
+        column = jnp.where(fresh, new_column, event.column(slot))
+        prompt = jnp.where(fresh, new_prompt, event.at(slots.prompt, slot))
         known = jnp.where(fresh, prompt, event.at(slots.known, slot))
         dead = exists & ~fresh & (event.at(slots.order, slot) == DEAD)
     else:
         view = queue_view(event)
-        key = static.scheduler.order(sched.order, view)
+        key = order(sched.order, view)
         best = jnp.min(jnp.where(view.waiting_mask, key, 2**31 - 1))
         slot = slot_with(view.waiting_mask & (key == best), view.sequence)
         exists = jnp.any(view.waiting_mask)
@@ -207,7 +208,7 @@ def _admit(event: Event, slot, active, fresh, column, prompt, tokens, blocks, re
     first = active & (column[Col.PREEMPTIONS] == 0)
     if static.scheduler.order is None:
         new = active & fresh
-        _place(event, slot, new, column, inst.admissions)
+        _place(event, slot, new, column, prompt, inst.admissions)
         event.write_column(slot, column, new)
     slots.order = set_where(mask, inst.admissions, slots.order)
     slots.chunk = set_where(mask, tokens, slots.chunk)

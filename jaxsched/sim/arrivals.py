@@ -28,9 +28,8 @@ def hash_bits(seed: jax.Array, request: jax.Array, draw: int) -> jax.Array:
     return (mix(x ^ request.astype(jnp.uint32)) & jnp.uint32(0x7FFFFFFF)).astype(jnp.int32)
 
 
-def in_measured_cohort(params: SimParams, requests: Requests, request: jax.Array) -> jax.Array:
-    """Whether a turn belongs to a measured program."""
-    program = requests.program[request]
+def in_measured_cohort(params: SimParams, program: jax.Array) -> jax.Array:
+    """Whether a program (row of its first turn) is measured."""
     return (program >= params.measure_from) & (program < params.measure_to)
 
 
@@ -65,8 +64,8 @@ def next_input_time(static: SimStatic, requests: Requests, state: State) -> tupl
     """Times (relative to the epoch) of the next two program arrivals and of the earliest return."""
 
     def arrival(i):
-        j = jnp.minimum(i, requests.arrival_us.shape[0] - 1)
-        time = relative_us(requests.arrival_epoch[j], requests.arrival_us[j], state.epoch)
+        turn = requests.row(jnp.minimum(i, requests.num_rows - 1))
+        time = relative_us(turn.arrival_epoch, turn.arrival_us, state.epoch)
         return jnp.where(i < requests.num_programs, time, NEVER_US)
 
     back = jnp.int32(NEVER_US)
@@ -104,7 +103,7 @@ def take_arrival(
 ) -> State:
     """Apply the next program arrival (or, if not `program_first`, the next return) at time `now`."""
     is_return = jnp.bool_(False)
-    request = jnp.minimum(state.arrivals, requests.arrival_us.shape[0] - 1)
+    request = jnp.minimum(state.arrivals, requests.num_rows - 1)
     stamp = (state.epoch + (now >> EPOCH_BITS), now & (EPOCH_US - 1))
     program = stamp
     paused = state.paused
@@ -114,7 +113,7 @@ def take_arrival(
         due = (times == now) & (paused.request >= 0)
         row = jnp.min(jnp.where(due, paused.request, NEVER_US))  # ties in request order
         chosen = due & (paused.request == row)
-        request = jnp.where(is_return, jnp.minimum(row, requests.prompt_tokens.shape[0] - 1), request)
+        request = jnp.where(is_return, jnp.minimum(row, requests.num_rows - 1), request)
         pick = lambda field: jnp.sum(jnp.where(chosen, field, 0))
         program = (
             jnp.where(is_return, pick(paused.program_epoch), stamp[0]),
@@ -122,8 +121,8 @@ def take_arrival(
         )
         paused = paused.replace(request=jnp.where(is_return & chosen, -1, paused.request))
 
-    prompt, output = requests.prompt_tokens[request], requests.output_tokens[request]
-    predicted = requests.predicted_tokens[request]
+    turn = requests.row(request)
+    prompt, output, predicted = turn.prompt_tokens, turn.output_tokens, turn.predicted_tokens
     live = live_view(static, params, state, now)
     seen = state.view if static.delayed_view else live
     m = static.route(
@@ -165,9 +164,10 @@ def take_arrival(
         change["waiting_blocks"] = one * ceil_blocks(static, prompt)
     if static.route_by_work:
         change["work"] = one * (prompt + predicted)
+    zero: jax.Array = jnp.int32(0)
     pending = state.pending_writes.replace(
         joined=jnp.where(joins, m, static.num_instances),
-        change=jnp.stack([change.get(name, jnp.int32(0)) for name in _FIELD]),
+        change=jnp.stack([change.get(name, zero) for name in _FIELD]),
     )
 
     # The instance's next event: at once if idle; if a run of steps executes, the first step boundary from now on.
@@ -187,7 +187,7 @@ def take_arrival(
     tally.count(Count.REJECTED_QUEUE, rejected_queue)
     occupied = scalars[_FIELD["running"]] + waiting
     tally.count(Count.QUEUED, joins & (occupied >= static.num_slots))
-    in_cohort = in_measured_cohort(params, requests, request)
+    in_cohort = in_measured_cohort(params, turn.program)
     tally.count(Count.MEASURED_ARRIVED, active & in_cohort)
     record = state.record
     if static.record:

@@ -78,11 +78,15 @@ class Tally:
         amount = amount.astype(jnp.int32)
         self._counts[which] = self._counts[which] + amount if which in self._counts else amount
 
+    def counted(self, *which: Count) -> jax.Array:
+        """Sum of some counters' increments in this micro-step."""
+        return sum((self._counts[w] for w in which if w in self._counts), jnp.int32(0))
+
     def book(self, metrics: Metrics) -> Metrics:
         """One scatter for all histogram entries, one vector add for all counters."""
         index, weight = jnp.concatenate(self._index), jnp.concatenate(self._weight)
         histograms = metrics.histograms.at[index].add(weight, mode="promise_in_bounds")
-        zero = jnp.int32(0)
+        zero: jax.Array = jnp.int32(0)
         increments = jnp.stack([self._counts.get(which, zero) for which in Count])
         return metrics.replace(histograms=histograms, counts=metrics.counts + increments)
 

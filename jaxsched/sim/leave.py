@@ -168,7 +168,7 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
     if not event.static.num_paused:
         tally.count(Count.PROGRAMS_DONE, is_finish)
         return
-    following = requests.next_turn[column[Col.REQUEST]]
+    following = requests.row(column[Col.REQUEST]).next_turn
     ends = is_finish & (following < 0)
     measured = ends & (event.measured(column) > 0)
     jct = event.since(now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
@@ -177,7 +177,8 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
 
     paused = event.state.paused
     row = jnp.maximum(following, 0)
-    epoch, us = add_us(*event.stamp(now), requests.pause_epoch[row], requests.pause_us[row])
+    turn = requests.row(row)
+    epoch, us = add_us(*event.stamp(now), turn.pause_epoch, turn.pause_us)
     entry = first_slot(paused.request < 0)
     returns = is_finish & (following >= 0)
     lost = returns & (entry >= paused.request.shape[0])

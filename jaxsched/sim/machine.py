@@ -28,6 +28,8 @@ from jaxsched.sim.static import SimStatic
 LONGEST_RUN_US = 2**29
 #: A lane waits for the rebase at the end of the chunk rather than take an event this late in its epoch.
 HOLD_US = 2**31 - LONGEST_RUN_US - 2**20
+#: What only so much of can happen: without any of it, preemptions lead nowhere.
+PROGRESS = (Count.OUTPUT_TOKENS, Count.FINISHED, Count.TIMED_OUT)
 
 
 def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: State) -> tuple[State, dict]:
@@ -58,7 +60,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     now = jnp.where(begins, t_event, state.now)
     phase = jnp.where(begins, int(Phase.EVENT), state.phase)
     stalled = jnp.where(begins & (now > state.now) | arrives | ticks, 0, state.stalled + active)
-    stuck = stalled > static.stall_limit
+    stuck = (stalled > static.stall_limit) | (state.churned > static.stall_limit)
     state = state.replace(
         now=now, stalled=stalled, flags=state.flags | jnp.where(stuck, int(Flag.LIVELOCK), 0),
         passed=jnp.where(begins, m, state.passed),
@@ -77,6 +79,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
         locked=jnp.where(active, jnp.where(locked, m, -1), state.locked),
         phase=jnp.where(active, jnp.maximum(next_phase, 0), state.phase),
         metrics=tally.book(state.metrics),
+        churned=jnp.where(tally.counted(*PROGRESS) > 0, 0, state.churned + tally.counted(Count.PREEMPTIONS)),
     )
     return state, (event.trace or {})
 
@@ -209,8 +212,8 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
 
 def _next_input_epoch(static: SimStatic, requests: Requests, state: State) -> Array:
     """Epoch of the next arrival or return; the current one if there is none."""
-    row = jnp.minimum(state.arrivals, requests.arrival_us.shape[0] - 1)
-    epoch = jnp.where(state.arrivals < requests.num_programs, requests.arrival_epoch[row], 2**31 - 1)
+    turn = requests.row(jnp.minimum(state.arrivals, requests.num_rows - 1))
+    epoch = jnp.where(state.arrivals < requests.num_programs, turn.arrival_epoch, 2**31 - 1)
     if static.num_paused:
         epoch = jnp.minimum(epoch, jnp.min(jnp.where(state.paused.request >= 0, state.paused.epoch, 2**31 - 1)))
     return jnp.where(epoch == 2**31 - 1, state.epoch, epoch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from flax import struct
 from jaxtyping import Array, Int
 
@@ -27,3 +29,32 @@ class Requests(struct.PyTreeNode):
     next_turn: Int[Array, " n"]  # row of the program's next turn, -1 = last
     pause_epoch: Int[Array, " n"]  # later turns: pause between the previous finish and this arrival (epochs part)
     pause_us: Int[Array, " n"]  # the same, part inside the epoch
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table, padding included (static)."""
+        return self.prompt_tokens.shape[-1]
+
+    def row(self, index: Int[Array, ""]) -> TurnRow:
+        """One turn."""
+        return TurnRow(*(getattr(self, name)[index] for name in TURN_COLUMNS))
+
+
+class TurnRow(NamedTuple):
+    """One row of `Requests`; fields and units as there."""
+
+    arrival_epoch: Int[Array, ""]
+    arrival_us: Int[Array, ""]
+    prompt_tokens: Int[Array, ""]
+    output_tokens: Int[Array, ""]
+    predicted_tokens: Int[Array, ""]
+    klass: Int[Array, ""]
+    priority: Int[Array, ""]
+    program: Int[Array, ""]
+    next_turn: Int[Array, ""]
+    pause_epoch: Int[Array, ""]
+    pause_us: Int[Array, ""]
+
+
+TURN_COLUMNS = TurnRow._fields
+

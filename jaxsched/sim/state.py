@@ -57,7 +57,7 @@ class Fate(enum.IntEnum):
 class Flag(enum.IntFlag):
     """Conditions that stop a lane or void a claim of exactness; always reported."""
 
-    LIVELOCK = 1  # the watchdog saw no progress of the clock
+    LIVELOCK = 1  # the watchdog saw the clock stand still, or requests preempt each other and nothing come of it
     PAUSED_OVERFLOW = 2  # more paused programs than `num_paused`: programs were cut short
     WINDOW_OVERFLOW = 4  # an ordered queue held requests outside its window (they were not compared)
     STUCK = 8  # an idle instance with waiting requests that can never be admitted
@@ -228,6 +228,7 @@ class State(struct.PyTreeNode):
     cursor: Int[Array, ""]  # ordered budget: admission number up to which the running pass has come
     pending: Int[Array, ""]  # ordered budget: tokens of the request being tried, 0 = none
     stalled: Int[Array, ""]  # micro-steps since the clock moved
+    churned: Int[Array, ""]  # preemptions since a token came out or a request left
     flags: Int[Array, ""]
     metrics: Metrics
     record: Record
@@ -286,6 +287,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         cursor=zeros(),
         pending=zeros(),
         stalled=zeros(),
+        churned=zeros(),
         flags=zeros(),
         metrics=Metrics(
             histograms=zeros(static.num_classes * len(Hist) * NUM_BINS),

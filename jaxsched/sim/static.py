@@ -55,7 +55,7 @@ class SimStatic:
     route_by_work: bool = False  # the router reads predicted work
     record: bool = False  # keep every request's life in the state
     trace: bool = False  # emit every step's decisions (needs max_run_steps = 1)
-    stall_limit: int = 4096  # micro-steps without progress of the clock before the watchdog stops the lane
+    stall_limit: int = 4096  # micro-steps at one instant, or preemptions without a token, that stop the lane (LIVELOCK)
 
     def __post_init__(self) -> None:
         if self.queue_capacity & (self.queue_capacity - 1):

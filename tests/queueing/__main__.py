@@ -1,4 +1,7 @@
-"""Run every row of docs/validation.md and print the table: ``python -m tests.queueing [SCALE]`` (SCALE times as many requests)."""
+"""Run every row of docs/validation.md and print the table.
+
+``python -m tests.queueing [SCALE]`` (SCALE times as many requests).
+"""
 
 from __future__ import annotations
 

@@ -51,8 +51,7 @@ def settled_before(runs: Runs) -> list[tuple[np.ndarray, float]]:
     cohort = runs.plan.cohort
     gap = np.diff(runs.arrival)[:, cohort] / runs.unit_us
     service = runs.service[:, cohort] / runs.unit_us
-    mean_gap = 1 / (runs.traffic.load * runs.system.servers)
-    by_gap = (runs.wait * (gap - mean_gap)).mean(axis=1)
+    by_gap = (runs.wait * (gap - 1 / runs.rate)).mean(axis=1)
     return [((runs.wait * (service - 1)).mean(axis=1), 0.0), (by_gap, 0.0)]
 
 
@@ -60,8 +59,8 @@ def offered_load(runs: Runs) -> list[tuple[np.ndarray, float]]:
     """Control for any queue: what the drawn requests offer, mean service - load x mean gap, of mean 0."""
     cohort = runs.plan.cohort
     service = runs.service[:, cohort].mean(axis=1)
-    rate = runs.traffic.load * runs.system.servers
-    return [(service / runs.unit_us - rate / arrival_rate(runs), 0.0)]
+    gap = (runs.arrival[:, cohort.stop] - runs.arrival[:, cohort.start]) / (cohort.stop - cohort.start)
+    return [((service - gap * runs.rate) / runs.unit_us, 0.0)]
 
 
 def work_found(runs: Runs) -> list[tuple[np.ndarray, float]]:
@@ -80,21 +79,31 @@ def lindley_start(arrival: np.ndarray, service: np.ndarray) -> np.ndarray:
     return start
 
 
-def arrival_rate(runs: Runs) -> np.ndarray:
-    """Measured requests per mean service time, per seed."""
-    cohort = runs.plan.cohort
-    return (cohort.stop - cohort.start) / (runs.arrival[:, cohort.stop] - runs.arrival[:, cohort.start]) * runs.unit_us
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A stretch of time fixed beforehand (not by what happens in it, which would bias the comparisons below), per seed.
+
+    All in mean service times; `found` and `stayed` are over the requests that arrive inside.
+    """
+
+    length: float
+    arrivals: np.ndarray  # how many came
+    number: np.ndarray  # time average of the number in system
+    found: np.ndarray  # sum of the numbers that arrivals find (what ends at the same microsecond is still there)
+    stayed: np.ndarray  # sum of the times in system
 
 
-def found_by_arrivals(runs: Runs) -> np.ndarray:
-    """Mean number in system that measured arrivals find, per seed. (What ends at the same microsecond is still there.)"""
-    cohort = runs.plan.cohort
-    gone = [np.searchsorted(np.sort(f), a[cohort], side="left") for f, a in zip(runs.finish, runs.arrival, strict=True)]
-    return (np.arange(cohort.start, cohort.stop) - np.stack(gone)).mean(axis=1)
-
-
-def time_average(runs: Runs) -> np.ndarray:
-    """Mean number in system over the time in which measured requests arrive, per seed."""
-    begin, end = (runs.arrival[:, [i]] for i in (runs.plan.cohort.start, runs.plan.cohort.stop))
-    inside = np.clip(runs.finish, begin, end) - np.clip(runs.arrival, begin, end)
-    return inside.sum(axis=1) / (end - begin)[:, 0]
+def window(runs: Runs) -> Window:
+    """The time in which the measured requests are expected to arrive."""
+    begin, end = (i * runs.unit_us / runs.rate for i in (runs.plan.cohort.start, runs.plan.cohort.stop))
+    inside = (runs.arrival >= begin) & (runs.arrival < end)
+    stay = np.clip(runs.finish, begin, end) - np.clip(runs.arrival, begin, end)
+    gone = [np.searchsorted(np.sort(f), a, side="left") for f, a in zip(runs.finish, runs.arrival, strict=True)]
+    found = np.arange(runs.arrival.shape[1]) - np.stack(gone)
+    return Window(
+        length=(end - begin) / runs.unit_us,
+        arrivals=inside.sum(axis=1),
+        number=stay.sum(axis=1) / (end - begin),
+        found=np.where(inside, found, 0).sum(axis=1),
+        stayed=np.where(inside, runs.finish - runs.arrival, 0).sum(axis=1) / runs.unit_us,
+    )

@@ -1,4 +1,7 @@
-"""The rows of the validation table (docs/validation.md), grouped by compiled program. ``python -m tests.queueing`` prints it."""
+"""The rows of the validation table (docs/validation.md), grouped by compiled program.
+
+``python -m tests.queueing`` prints it.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,8 @@ def _ten(steps: int) -> list[Row]:
 
 
 def _routed(router: str, load: float, limit: float, exact: float, steps: int = 1000, servers: int = 64) -> Row:
-    return Row(f"{servers} x M/M/1, {router}", routed(router.replace(" ", "_"), servers, steps), Traffic(M, load), limit, exact, by_load)
+    system = routed(router.replace(" ", "_"), servers, steps)
+    return Row(f"{servers} x M/M/1, {router}", system, Traffic(M, load), limit, exact, by_load)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +134,8 @@ def srpt() -> Program:
 def power_of_two() -> Program:
     """Power-of-two routing over 64 servers."""
     rows = [
-        _routed("power of two", load, theory.power_of_two_limit(load), theory.power_of_two(load, 64)) for load in (0.7, 0.9)
+        _routed("power of two", load, theory.power_of_two_limit(load), theory.power_of_two(load, 64))
+        for load in (0.7, 0.9)
     ]
     return Program(Plan(num_requests=16_000, num_seeds=20), rows)
 

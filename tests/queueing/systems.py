@@ -103,7 +103,10 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long and how often: the first and last shares of the arrivals are not measured (the run goes on till all have left)."""
+    """How long and how often.
+
+    The first and last shares of the arrivals are not measured (the run goes on till all have left).
+    """
 
     num_requests: int
     num_seeds: int
@@ -139,6 +142,11 @@ class Runs:
         return self.system.mean_steps * STEP_US
 
     @property
+    def rate(self) -> float:
+        """Arrivals per mean service time."""
+        return self.traffic.load * self.system.servers
+
+    @property
     def time_in_system(self) -> np.ndarray:
         """Of each measured request, in mean service times."""
         return ((self.finish - self.arrival) / self.unit_us)[:, self.plan.cohort]
@@ -157,7 +165,10 @@ def run(cases: list[tuple[System, Traffic]], plan: Plan) -> list[Runs]:
     arrival, steps = (np.stack(column) for column in zip(*drawn, strict=True))
     params = stack(
         [
-            make_params(system.policy, affine(*system.timing), BLOCKS, num_instances=system.num_instances, seed=seed)
+            make_params(
+                system.policy, affine(*system.timing), BLOCKS, num_instances=system.num_instances,
+                seed=1000 * plan.base_seed + seed,
+            )  # fmt: skip
             for system, _ in cases
             for seed in range(plan.num_seeds)
         ]
@@ -198,7 +209,10 @@ def _totals(metrics: Any) -> np.ndarray:
 
 
 def _draw(system: System, traffic: Traffic, plan: Plan, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Arrival times (us) and service (steps). Disciplines with equally many servers and equal steps get the same requests."""
+    """Arrival times (us) and service (steps).
+
+    Disciplines with equally many servers and equal steps get the same requests.
+    """
     shape = [system.servers, system.mean_steps, round(1000 * traffic.load)]
     generator = np.random.default_rng([plan.base_seed, seed, *shape, *traffic.law.name.encode()])
     gap = system.mean_steps * STEP_US / (traffic.load * system.servers)

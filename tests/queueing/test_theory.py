@@ -76,7 +76,7 @@ def test_step_level_sharing_has_its_closed_form_for_one_phase(steps):
 
 
 def test_srpt_of_equal_sizes_is_first_come_first_served():
-    """Nobody who has begun is ever longer than a newcomer, so the discrete Schrage-Miller sum must give Pollaczek-Khinchine."""
+    """Nobody who has begun is ever longer than a newcomer: the discrete Schrage-Miller sum is Pollaczek-Khinchine."""
     assert theory.srpt(D, 0.8, 50) == pytest.approx(theory.fcfs(D, 0.8, 50))
 
 

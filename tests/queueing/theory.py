@@ -76,7 +76,10 @@ def fcfs_limit(law: Law, load: float) -> float:
 
 
 def fcfs(law: Law, load: float, mean_steps: int) -> float:
-    """Pollaczek-Khinchine for service of a whole number of steps. A server that finishes what it began has no other boundary."""
+    """Pollaczek-Khinchine for service of a whole number of steps.
+
+    A server that finishes what it began has no other boundary.
+    """
     return 1 + fcfs_wait(law, load, mean_steps)
 
 
@@ -145,7 +148,10 @@ def ps(law: Law, load: float, mean_steps: int) -> float:
         transition *= _next_count(count[:, phase], arrivals * weights[phase] * step, 1 / means[phase], most)[
             :, count[:, phase]
         ]
-    entry = [int(np.flatnonzero((count == one).all(axis=1))[0]) if w > 0 else 0 for one, w in zip(np.eye(2, dtype=int), weights, strict=True)]  # fmt: skip
+    entry = [
+        int(np.flatnonzero((count == one).all(axis=1))[0]) if w > 0 else 0
+        for one, w in zip(np.eye(2, dtype=int), weights, strict=True)
+    ]
     empty = int(np.flatnonzero(step == 0)[0])
     number = _mean_number(transition, step, step, arrivals, empty, entry, weights)
     return number / load
@@ -233,11 +239,11 @@ def power_of_two_limit(load: float) -> float:
 
 
 def power_of_two(load: float, servers: int, *, distinct: bool = True, levels: int = 40) -> float:
-    """N servers, two drawn (distinct ones, as the router does), to order 1/N: the refined mean field of Gast and Van Houdt.
+    """N servers, two drawn (distinct ones, as the router does), to order 1/N.
 
-    `x[i]`: fraction of servers with more than i requests. Mean shift = -A^-1 (tr(B W) / 2 + C) / N with A, B the first
-    and second derivatives of the drift, W the covariance of the fluctuations, and C what drawing without replacement
-    changes.
+    The refined mean field of Gast and Van Houdt. `x[i]`: fraction of servers with more than i requests. Mean shift =
+    -A^-1 (tr(B W) / 2 + C) / N with A, B the first and second derivatives of the drift, W the covariance of the
+    fluctuations, and C what drawing without replacement changes.
     """
     x = load ** (2.0 ** np.arange(1, levels + 1) - 1)
     before, after = np.concatenate([[1.0], x[:-1]]), np.concatenate([x[1:], [0.0]])

@@ -32,7 +32,7 @@ def token_times(workload: Workload, result: Result) -> dict[int, list[int]]:
 
 
 class Expected:
-    """Counters by `Count`, histograms ``[classes, Hist, bins]``, and turns per class that finished and met their SLOs."""
+    """Counters by `Count`, histograms ``[classes, Hist, bins]``, turns per class that finished and met their SLOs."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Expected:
         exponent = np.floor(np.log2(max(value_us, np.float32(1))))
         mantissa = int(np.float32(value_us) / np.float32(2.0) ** exponent * 32) - 32  # 32 equal bins per octave
         bin_ = int(exponent - LOW_EXPONENT) * 32 + mantissa
-        assert HIGH_EXPONENT > exponent
+        assert exponent < HIGH_EXPONENT
         self.histograms[klass, hist, max(bin_, 0)] += 1
 
     def _tokens(self, times: list[int]) -> None:

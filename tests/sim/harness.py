@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,40 @@ def run_lanes(static: SimStatic, params: SimParams, requests: Requests) -> State
         return jax.vmap(lambda p, r, s: advance(static, p, r, s, CHUNK))(params, requests, state)
 
     return jax.lax.while_loop(more, chunk, jax.vmap(start)(params))
+
+
+#: How often `advance_lanes` was traced, by static.
+TRACES: Counter[SimStatic] = Counter()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def advance_lanes(static: SimStatic, params: SimParams, requests: Requests, state: State) -> tuple[State, jax.Array]:
+    """One chunk of micro-steps of every lane, and whether all are done. For tests that stop in between."""
+    TRACES[static] += 1
+    state = jax.vmap(lambda p, r, s: advance(static, p, r, s, CHUNK))(params, requests, state)
+    return state, jnp.all(jax.vmap(functools.partial(is_done, static))(params, requests, state))
+
+
+def start_lanes(static: SimStatic, params: SimParams, requests: Requests) -> State:
+    """Every lane's first state."""
+    num_rows = requests.prompt_tokens.shape[-1]
+    return jax.vmap(lambda p: init_state(static, p, num_rows))(jax.tree.map(jnp.asarray, params))
+
+
+def finish_lanes(static: SimStatic, params: SimParams, requests: Requests, state: State | None = None) -> State:
+    """Run lanes from `state` (default: from the start) to their end, chunk by chunk."""
+    state = start_lanes(static, params, requests) if state is None else state
+    done = False
+    while not done:
+        state, done = advance_lanes(static, params, requests, state)
+    return state
+
+
+def assert_same_trees(ours, theirs) -> None:
+    """Every leaf is equal, bit for bit."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype and a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,8 +15,8 @@ from tests.sim import traced
 
 #: Tests that are not about an episode, with the reason.
 NOT_EPISODES = {
-    "test_step_features_tell_decodes_from_prefills": "its step-time function looks at the features; the machine's takes "
-    "coefficients (TIMINGS in clusters.py has one for every feature)",
+    "test_step_features_tell_decodes_from_prefills": "its step-time function looks at the features; the machine's "
+    "takes coefficients (TIMINGS in clusters.py has one for every feature)",
     "test_engines_outside_the_v1_family_refuse_its_options": "about the reference's own configuration",
 }
 

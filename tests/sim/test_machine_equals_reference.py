@@ -1,4 +1,7 @@
-"""The machine takes every decision of the plain-Python reference: records, counters, and histograms of random clusters."""
+"""The machine takes every decision of the plain-Python reference.
+
+Records, counters, and histograms of random clusters.
+"""
 
 from __future__ import annotations
 

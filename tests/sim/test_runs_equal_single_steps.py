@@ -1,6 +1,7 @@
-"""Taking a run of decode steps as one event changes nothing: 10,000 random clusters, step by step and in runs of up to 32.
+"""Taking a run of decode steps as one event changes nothing.
 
-The step-by-step programs also check every invariant of the state after every micro-step.
+10,000 random clusters, step by step and in runs of up to 32. The step-by-step programs also check every invariant of
+the state after every micro-step.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from jaxsched.sim.event import apply_pending
 from jaxsched.sim.machine import end_of_chunk, init_state, is_done, micro_step
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.state import Instance as Scalars
 from jaxsched.sim.state import State
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import StepTimeParams, affine
@@ -59,12 +60,14 @@ def simulate(
     if Instance.never_fits is not _NEVER_FITS:
         params = params.replace(usable_blocks=params.usable_blocks + 1000)  # read by the size test, not by the pool
     with pytest.MonkeyPatch.context() as patch:
-        run = _run_chunk
+        compiled = _compiled
         if uniform is not None:
             draws = [[uniform(row, draw) for draw in (0, 1)] for row in range(len(workload.prompt_tokens))]
             patch.setattr(arrivals, "hash_bits", lambda seed, row, draw: jnp.asarray(draws, jnp.int32)[row, draw])
-            run = jax.jit(_run_chunk.__wrapped__, static_argnums=0)  # traced anew, with these draws
-        state, steps = _run(run, static, params, to_requests(workload, NUM_ROWS), start)
+            compiled = _compiled.__wrapped__  # traced anew, with these draws
+        requests = jax.tree.map(jnp.asarray, to_requests(workload, NUM_ROWS))
+        run = compiled(static, _Arguments(params, requests, start))
+        state, steps = _run(run, static, params, requests, start)
     idle = np.asarray(state.next_event) == NEVER_US
     waiting = np.asarray(_waiting(state))
     return Result(
@@ -79,7 +82,8 @@ def simulate(
 def _static(engine: EngineConfig, router: RouterConfig, num_instances: int) -> SimStatic:
     scheduler = SCHEDULERS[engine.kind, engine.order, engine.asynchronous]
     budget = {"token_budget": engine.token_budget, "long_prefill_threshold": engine.long_prefill_threshold}
-    ordered = policies.compose(scheduler, max_num_seqs=engine.max_num_seqs, **budget).needs_ordered_budget()
+    num_seqs = min(engine.max_num_seqs, NUM_SLOTS)
+    ordered = policies.compose(scheduler, max_num_seqs=num_seqs, **budget).needs_ordered_budget()
     policy = policies.compose(
         scheduler, router.kind, max_num_seqs=NUM_SLOTS, long_prefill_threshold=int(ordered and engine.kind == "vllm")
     )
@@ -149,12 +153,33 @@ def _affine(step_time: StepTime) -> StepTimeParams:
     return affine(base, slope, 0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run_chunk(static: SimStatic, params: SimParams, requests: Requests, state: State):
-    """`CHUNK` micro-steps: the state, the notes of each ``[CHUNK, ...]``, and whether the run is over."""
-    state, notes = jax.lax.scan(lambda carry, _: micro_step(static, params, requests, carry), state, None, length=CHUNK)
-    state = end_of_chunk(static, params, requests, apply_pending(state))
-    return state, notes, is_done(static, params, requests, state)
+class _Arguments:
+    """Arrays for which a program is compiled. All are of the same shapes for a given static, so they are all equal."""
+
+    def __init__(self, *arrays: Any):
+        self.arrays = arrays
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Arguments)
+
+
+@functools.cache
+def _compiled(static: SimStatic, arguments: _Arguments):
+    """`CHUNK` micro-steps: the state, the notes of each ``[CHUNK, ...]``, and whether the run is over.
+
+    Compiled without much optimisation: each program runs for some milliseconds.
+    """
+
+    def run(params: SimParams, requests: Requests, state: State):
+        body = lambda carry, _: micro_step(static, params, requests, carry)
+        state, notes = jax.lax.scan(body, state, None, length=CHUNK)
+        state = end_of_chunk(static, params, requests, apply_pending(state))
+        return state, notes, is_done(static, params, requests, state)
+
+    return jax.jit(run).lower(*arguments.arrays).compile(compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _run(run, static: SimStatic, params: SimParams, requests: Requests, state: State):
@@ -162,8 +187,9 @@ def _run(run, static: SimStatic, params: SimParams, requests: Requests, state: S
     done = False
     while not done:
         epoch_start_us = int(state.epoch) * EPOCH_US
-        state, notes, done = run(static, params, requests, state)
-        notes = {name: np.asarray(values) for name, values in notes.items()}
+        state, notes, done = run(params, requests, state)
+        nobody = np.full(CHUNK, -1, np.int32)  # engines that never preempt say nothing of it
+        notes = {"preempted": nobody} | {name: np.asarray(values) for name, values in notes.items()}
         for i in np.nonzero(notes["active"])[0]:
             builder = builders[notes["instance"][i]]
             builder.take({name: values[i] for name, values in notes.items()}, epoch_start_us)
@@ -171,6 +197,4 @@ def _run(run, static: SimStatic, params: SimParams, requests: Requests, state: S
 
 
 def _waiting(state: State) -> jax.Array:
-    from jaxsched.sim.state import Instance as Scalars
-
     return Scalars(*state.instance).waiting

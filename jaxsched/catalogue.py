@@ -1,0 +1,71 @@
+"""What `jaxsched list` shows: the names that configurations and the library take, one row each."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from jaxsched.errors import UserError
+
+
+def _policies() -> list[dict[str, Any]]:
+    from jaxsched.policies import SCHEDULERS
+
+    return [{"name": name, "summary": s.summary, "source": s.source} for name, s in SCHEDULERS.items()]
+
+
+def _routers() -> list[dict[str, Any]]:
+    from jaxsched.policies import ROUTERS
+
+    return [{"name": name, "summary": r.summary, "source": r.source} for name, r in ROUTERS.items()]
+
+
+def _workloads() -> list[dict[str, Any]]:
+    from jaxsched.workloads import get_preset, list_formats, list_presets
+
+    presets = [get_preset(name) for name in list_presets()]
+    rows = [{"name": p.name, "summary": p.summary, "source": p.source} for p in presets]
+    return rows + [{"name": f"format {name}", "summary": "trace reader (workload.path)"} for name in list_formats()]
+
+
+def _models() -> list[dict[str, Any]]:
+    from jaxsched.timing import find_model, list_models
+
+    return [{"name": n, "parameters": f"{find_model(n).total_params / 1e9:.1f} B"} for n in list_models()]
+
+
+def _devices() -> list[dict[str, Any]]:
+    from jaxsched.timing import find_device, list_devices
+
+    rows = []
+    for name in list_devices():
+        d = find_device(name)
+        rows.append({"name": name, "memory": f"{d.memory_bytes / 2**30:.0f} GiB"})
+    return rows
+
+
+def _scenarios() -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    from jaxsched.config import load
+
+    roots = [Path.cwd() / "configs", Path(__file__).resolve().parents[1] / "configs"]
+    root = next((r for r in roots if r.is_dir()), None)
+    if root is None:
+        raise UserError("no configs folder", where=str(roots[0]), hint="Run this in a clone of the project.")
+    rows = []
+    for path in sorted((root / "scenarios").glob("*.yaml")):
+        config = load(str(path))
+        rows.append({"name": config.name, "path": os.path.relpath(path), "description": config.description})
+    return rows
+
+
+#: What can be listed -> its rows; each has a `name`. Imports are inside: a list must not wait for what it does not show.
+LISTS = {
+    "policies": _policies,
+    "routers": _routers,
+    "workloads": _workloads,
+    "models": _models,
+    "devices": _devices,
+    "scenarios": _scenarios,
+}
