@@ -60,7 +60,7 @@ def _scenarios() -> list[dict[str, Any]]:
     return rows
 
 
-#: What can be listed -> its rows; each has a `name`. Imports are inside: a list must not wait for what it does not show.
+#: What can be listed -> its rows, each with a `name`. Imports are inside: no list waits for what it does not show.
 LISTS = {
     "policies": _policies,
     "routers": _routers,

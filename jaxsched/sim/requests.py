@@ -57,4 +57,3 @@ class TurnRow(NamedTuple):
 
 
 TURN_COLUMNS = TurnRow._fields
-

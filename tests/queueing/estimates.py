@@ -65,17 +65,19 @@ def offered_load(runs: Runs) -> list[tuple[np.ndarray, float]]:
 
 def work_found(runs: Runs) -> list[tuple[np.ndarray, float]]:
     """Control for any work-conserving single server: the mean work that arrivals find, of mean Pollaczek-Khinchine."""
-    work = (lindley_start(runs.arrival, runs.service) - runs.arrival)[:, runs.plan.cohort] / runs.unit_us
+    work = (lindley_start(runs) - runs.arrival)[:, runs.plan.cohort] / runs.unit_us
     return [(work.mean(axis=1), fcfs_wait(runs.traffic.law, runs.traffic.load, runs.system.mean_steps))]
 
 
-def lindley_start(arrival: np.ndarray, service: np.ndarray) -> np.ndarray:
-    """When each request starts on one first-come-first-served server; ``[seeds, requests]``, microseconds."""
-    start = np.empty_like(arrival)
-    free_at = np.zeros(len(arrival), arrival.dtype)
-    for i in range(arrival.shape[1]):
-        start[:, i] = np.maximum(arrival[:, i], free_at)
-        free_at = start[:, i] + service[:, i]
+def lindley_start(runs: Runs) -> np.ndarray:
+    """When each request would start if its instance served first come first served; ``[seeds, requests]``, us."""
+    start = np.empty_like(runs.arrival)
+    lanes = np.arange(len(start))
+    free_at = np.zeros((len(start), runs.system.num_instances), np.int64)
+    for i in range(start.shape[1]):
+        instance = runs.instance[:, i]
+        start[:, i] = np.maximum(runs.arrival[:, i], free_at[lanes, instance])
+        free_at[lanes, instance] = start[:, i] + runs.service[:, i]
     return start
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from jaxsched.policies import Policy, get
 from jaxsched.sim.build import make_params, make_static
 from jaxsched.sim.clock import join_us, split_us
+from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count
 from jaxsched.sim.static import SimStatic
@@ -129,6 +130,7 @@ class Runs:
     plan: Plan
     arrival: np.ndarray
     service: np.ndarray
+    instance: np.ndarray
     first_scheduled: np.ndarray
     finish: np.ndarray
     preemptions: np.ndarray
@@ -166,9 +168,12 @@ def run(cases: list[tuple[System, Traffic]], plan: Plan) -> list[Runs]:
     params = stack(
         [
             make_params(
-                system.policy, affine(*system.timing), BLOCKS, num_instances=system.num_instances,
+                system.policy,
+                affine(*system.timing),
+                BLOCKS,
+                num_instances=system.num_instances,
                 seed=1000 * plan.base_seed + seed,
-            )  # fmt: skip
+            )
             for system, _ in cases
             for seed in range(plan.num_seeds)
         ]
@@ -192,6 +197,7 @@ def run(cases: list[tuple[System, Traffic]], plan: Plan) -> list[Runs]:
                 plan,
                 arrival=of_case(i, arrival),
                 service=of_case(i, steps) * STEP_US,
+                instance=of_case(i, final.record.instance),
                 first_scheduled=join_us(first[..., 0], first[..., 1]),
                 finish=join_us(finish[..., 0], finish[..., 1]),
                 preemptions=of_case(i, final.record.preemptions),
@@ -201,6 +207,11 @@ def run(cases: list[tuple[System, Traffic]], plan: Plan) -> list[Runs]:
             )
         )
     return result
+
+
+def _params(system: System, plan: Plan, seed: int) -> SimParams:
+    routing = 1000 * plan.base_seed + seed
+    return make_params(system.policy, affine(*system.timing), BLOCKS, num_instances=system.num_instances, seed=routing)
 
 
 def _totals(metrics: Any) -> np.ndarray:

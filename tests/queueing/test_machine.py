@@ -55,8 +55,15 @@ def assert_does_exactly_the_work(runs: Runs) -> None:
 
 def assert_work_conserving(runs: Runs) -> None:
     """The last request leaves when it would under any other work-conserving discipline."""
-    start = lindley_start(runs.arrival, runs.service)
+    start = lindley_start(runs)
     np.testing.assert_array_equal(runs.finish.max(axis=1), (start + runs.service).max(axis=1))
+
+
+def assert_first_come_first_served(runs: Runs) -> None:
+    """Lindley's recursion holds on every instance, request by request, to the microsecond."""
+    start = lindley_start(runs)
+    np.testing.assert_array_equal(runs.first_scheduled, start)
+    np.testing.assert_array_equal(runs.finish, start + runs.service)
 
 
 def assert_littles_law(runs: Runs) -> None:
@@ -93,13 +100,10 @@ def test_first_come_first_served_ten_servers_and_processor_sharing_are_the_textb
         if system.servers > 1:
             continue
         assert_does_exactly_the_work(runs)
-        assert_work_conserving(runs)
         if system == at_a_time(1, system.mean_steps):
-            # One at a time is Lindley's recursion, request by request.
-            start = lindley_start(runs.arrival, runs.service)
-            np.testing.assert_array_equal(runs.first_scheduled, start)
-            np.testing.assert_array_equal(runs.finish, start + runs.service)
+            assert_first_come_first_served(runs)
         else:
+            assert_work_conserving(runs)
             assert not runs.queued.any(), "sharing needs a slot for everybody"
 
     one, shared, ten = at_a_time(1, 100), all_share(100), at_a_time(10, 100)
@@ -134,7 +138,7 @@ def test_srpt_is_schrage_and_millers(full_size):
         assert_littles_law(runs)
         assert runs.preemptions.any(axis=1).all()
         # No discipline has a smaller sum of times; with sizes as unequal as H2's it is far below sharing too.
-        in_turn = lindley_start(runs.arrival, runs.service) + runs.service - runs.arrival
+        in_turn = lindley_start(runs) + runs.service - runs.arrival
         assert ((runs.finish - runs.arrival).sum(axis=1) < in_turn.sum(axis=1)).all()
         assert runs.time_in_system.mean() < theory.ps_limit(traffic.load)
 
@@ -146,6 +150,7 @@ def test_power_of_two_routing_is_the_mean_field_with_its_finite_size_correction(
     assert_rows(program, results)
     for runs in results.values():
         assert_does_exactly_the_work(runs)
+        assert_first_come_first_served(runs)
         assert_littles_law(runs)
         assert_arrivals_see_time_averages(runs)
 
@@ -157,4 +162,5 @@ def test_random_routing_splits_a_poisson_stream_into_independent_queues(full_siz
     assert_rows(program, results)
     for runs in results.values():
         assert_does_exactly_the_work(runs)
+        assert_first_come_first_served(runs)
         assert_littles_law(runs)

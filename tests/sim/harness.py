@@ -20,7 +20,7 @@ from jaxsched.sim.state import Fate, State
 from jaxsched.sim.static import SimStatic
 from tests.oracle.data import Record, Workload
 
-CHUNK = 256
+CHUNK = 64  # micro-steps between epoch rebases
 FATES = {int(fate): fate.name.lower() for fate in Fate}
 
 

@@ -1,4 +1,7 @@
-"""The episodes worked out by hand for the reference, run on the machine: the same numbers, from the same tests."""
+"""Tiny episodes on the machine: those worked out by hand for the reference, and some made to tell schedulers apart.
+
+The numbers of the former are the reference's, from the same tests.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ import pytest
 
 from tests.oracle import test_reference_hand_worked as v1_family
 from tests.oracle import test_reference_hand_worked_others as others
+from tests.oracle.cluster import simulate
+from tests.oracle.data import EngineConfig, Workload
 from tests.sim import traced
+from tests.sim.clusters import ENGINES
+from tests.sim.harness import first_difference
 
 #: Tests that are not about an episode, with the reason.
 NOT_EPISODES = {
@@ -55,13 +62,60 @@ def test_the_machine_gives_the_hand_worked_numbers(
 ) -> None:
     calls = []
 
-    def simulate(*args, **kwargs):
+    def on_the_machine(*args, **kwargs):
         calls.append(args)
         return traced.simulate(*args, **kwargs)
 
-    monkeypatch.setattr(module, "simulate", simulate)
+    monkeypatch.setattr(module, "simulate", on_the_machine)
     function = getattr(module, name)
     if "monkeypatch" in inspect.signature(function).parameters:
         arguments = arguments | {"monkeypatch": monkeypatch}
     function(**arguments)
     assert calls  # it was the machine that ran
+
+
+#: Eight requests that all schedulers serve completely, and each in its own way.
+CONTENDED = Workload.simple(
+    [0, 4, 26, 54, 59, 61, 73, 73],
+    [14, 8, 14, 5, 11, 13, 3, 1],
+    [8, 6, 2, 4, 6, 1, 7, 3],
+    predicted_tokens=[10, 6, 3, 5, 6, 1, 8, 2],
+    priority=[2, 1, 2, 1, 0, 1, 0, 1],
+)
+
+
+@pytest.mark.slow
+def test_eleven_schedulers_serve_one_workload_in_eleven_ways_each_like_the_reference() -> None:
+    lives = {}
+    for name, (kind, order, asynchronous) in ENGINES.items():
+        config = EngineConfig(
+            usable_blocks=13, kind=kind, order=order, asynchronous=asynchronous, token_budget=24, max_num_seqs=5,
+            block_size=4, max_model_len=24, mlfq_quantum=8, mlfq_levels=4, ewsjf_step=6, ewsjf_num_queues=3,
+        )  # fmt: skip
+        records = traced.simulate(CONTENDED, config, v1_family.ten_plus_total).records
+        assert first_difference(simulate(CONTENDED, config, v1_family.ten_plus_total).records, records) == ""
+        assert {r.fate for r in records} == {"finished"}
+        lives[name] = tuple((r.first_token_us, r.finish_us) for r in records)
+    same = [(a, b) for a, b in itertools.combinations(lives, 2) if lives[a] == lives[b]]
+    assert same == []
+
+
+def test_the_order_of_the_rows_of_simultaneous_arrivals_does_not_matter_where_the_queue_has_an_order_of_its_own() -> (
+    None
+):
+    prompts, outputs, predicted = [9, 4, 12, 1, 7, 5], [3, 8, 2, 6, 1, 4], [4, 9, 2, 7, 1, 3]
+    config = v1_family.engine(order="sjf", usable_blocks=9, max_num_seqs=3, token_budget=16)
+
+    def run(permutation: tuple[int, ...]) -> dict[int, tuple]:
+        columns = [[column[i] for i in permutation] for column in (prompts, outputs, predicted)]
+        workload = Workload.simple([0] * 6, columns[0], columns[1], predicted_tokens=columns[2])
+        records = traced.simulate(workload, config, v1_family.ten_plus_total).records
+        return {
+            who: (r.first_scheduled_us, r.first_token_us, r.finish_us, r.preemptions)
+            for who, r in zip(permutation, records, strict=True)
+        }
+
+    straight = run((0, 1, 2, 3, 4, 5))
+    assert len(set(straight.values())) == 6
+    for permutation in [(5, 4, 3, 2, 1, 0), (2, 0, 5, 1, 4, 3), (1, 3, 5, 0, 2, 4)]:
+        assert run(permutation) == straight

@@ -82,7 +82,8 @@ def test_an_episode_saved_and_restored_in_the_middle_goes_on_as_if_nothing_had_h
 
     middle, done = advance_lanes(static, params, requests, start_lanes(static, params, requests))
     finished = np.asarray(middle.metrics.counts)[:, Count.FINISHED]
-    assert not done and finished.any() and (finished < np.asarray(whole.metrics.counts)[:, Count.FINISHED]).any()
+    assert not done and finished.any()
+    assert (finished < np.asarray(whole.metrics.counts)[:, Count.FINISHED]).any()
     leaves, structure = jax.tree.flatten(middle)
     np.savez(tmp_path / "middle.npz", *[np.asarray(leaf) for leaf in leaves])
     with np.load(tmp_path / "middle.npz") as saved:
