@@ -39,8 +39,7 @@ def test_every_comparison_runs_with_all_its_policies(path):
     )  # fmt: skip
     for name in policies:
         metrics = done.data.per_seed[name, 0.5]
-        fates = ("finished", "unfinished", "rejected_size", "rejected_queue", "timed_out")
-        settled = sum(metrics[f"fate_{f}"] for f in fates)
-        expected = done.results[name, 0.5].metrics["fate_finished"] * 0 + settled
-        np.testing.assert_array_equal(settled + metrics["fate_never_arrived"], expected)
-        assert np.all(metrics["fate_finished"] > 0)
+        arrived_or_not = sum(values for name_, values in metrics.items() if name_.startswith("fate_"))
+        if not scenario.is_trace and scenario.max_turns == 1:
+            np.testing.assert_array_equal(arrived_or_not, 24)
+        assert np.all(metrics["fate_finished"] > 0) and np.all(metrics["fate_unfinished"] == 0)

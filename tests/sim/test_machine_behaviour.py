@@ -8,23 +8,19 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxsched.sim.machine import is_done
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count, Fate, Flag, State
 from jaxsched.timing.step_time import scale
-from tests.oracle.cluster import simulate
 from tests.oracle.data import EngineConfig, RouterConfig, Workload
-from tests.sim.clusters import MEDIUM, TIMINGS, Lane, Size, Variant, lane_inputs, random_lane, reference_step_time
+from tests.sim.clusters import MEDIUM, Lane, Variant, lane_inputs, random_lane
 from tests.sim.harness import (
     advance_lanes,
     assert_same_trees,
     finish_lanes,
-    first_difference,
     machine_records,
-    run_lanes,
     start_lanes,
 )
 
@@ -125,29 +121,7 @@ def test_classes_are_only_names() -> None:
     assert not np.array_equal(there.metrics.class_good, there.metrics.class_good[:, ::-1])
 
 
-# Limits ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_cluster_of_sixty_four_instances_equals_the_reference() -> None:
-    variant = Variant("vllm", "least_outstanding", size=Size(64, 4, 256, 120, 24, (160, 300)))
-    drawn = [random_lane(variant, seed) for seed in range(4)]
-    busy = [
-        dataclasses.replace(
-            d,
-            engine=dataclasses.replace(d.engine, max_queue=0),
-            workload=dataclasses.replace(d.workload, arrival_us=[time // 50 for time in d.workload.arrival_us]),
-        )
-        for d in drawn
-    ]
-    state = run_lanes(variant.static(), *lane_inputs(variant, busy))
-    used = set()
-    for i, lane in enumerate(busy):
-        step_time = reference_step_time(TIMINGS[lane.timing])
-        result = simulate(lane.workload, lane.engine, step_time, num_instances=64, router=lane.router)
-        assert first_difference(result.records, machine_records(state, i, len(lane.workload.prompt_tokens))) == ""
-        used |= {r.instance for r in result.records}
-    assert used == set(range(64))
+# The horizon ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_stops_at_its_horizon_with_everything_before_it_done_and_nothing_after() -> None:

@@ -43,7 +43,9 @@ def parse_timestamps(column: np.ndarray) -> np.ndarray:
     hour, minute, second = number(11, 13), number(14, 16), number(17, 19)
     months = (number(0, 4) - 1970) * 12 + month - 1
     starts = months.astype("datetime64[M]")
-    length = ((starts + 1).astype("datetime64[D]") - starts.astype("datetime64[D]")).astype(np.int64)
+    length = ((starts + np.timedelta64(1, "M")).astype("datetime64[D]") - starts.astype("datetime64[D]")).astype(
+        np.int64
+    )
     if ((month < 1) | (month > 12) | (day < 1) | (day > length) | (hour > 23) | (minute > 59) | (second > 60)).any():
         raise ValueError("out of range")
     days = starts.astype("datetime64[D]").astype(np.int64) + day - 1
