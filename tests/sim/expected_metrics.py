@@ -1,8 +1,7 @@
 """What the machine's counters and histograms must hold, worked out from the reference's records and step logs.
 
-Definitions: docs/metrics.md. A token counts when it is made: one step ahead, a request may time out before its first
-token is delivered; then its record does not have it, and the histograms do. Only for runs without prefix caching and
-with all times below 2^24 us (16.8 s): there float32 microseconds are exact.
+Definitions: docs/metrics.md. Only for runs without prefix caching and with all times below 2^24 us (16.8 s): there
+float32 microseconds are exact.
 """
 
 from __future__ import annotations
@@ -17,21 +16,19 @@ from tests.oracle.cluster import Result
 from tests.oracle.data import Workload
 
 
-def read_logs(workload: Workload, result: Result) -> tuple[dict[int, list[int]], int]:
-    """Times at which each row's output tokens were made, and how many computed tokens preemptions threw away."""
+def token_times(workload: Workload, result: Result) -> dict[int, list[int]]:
+    """Times at which each row's output tokens were made, read off the step logs."""
     times: dict[int, list[int]] = defaultdict(list)
-    lost = 0
     for log in result.steps:
         computed: dict[int, int] = defaultdict(int)
         for step in log:
             for row in step["preempted"]:
-                lost += computed[row]
                 computed[row] = 0
             for row, n in step["tokens"]:
                 computed[row] += n
                 if computed[row] == workload.prompt_tokens[row] + len(times[row]):
                     times[row].append(step["t_end_us"])
-    return times, lost
+    return times
 
 
 class Expected:
@@ -46,23 +43,18 @@ class Expected:
     ):
         self.histograms = np.zeros((2, len(Hist), NUM_BINS), np.int64)
         self.class_finished, self.class_good = np.zeros(2, np.int64), np.zeros(2, np.int64)
+        self._count(workload, result, measured)
         program = list(range(len(workload.prompt_tokens)))
         for row, following in enumerate(workload.next_turn):
             if following >= 0:
                 program[following] = program[row]
-        times, lost = read_logs(workload, result)
-        self._count(workload, result)
-        self.counts[Count.OUTPUT_TOKENS] = sum(len(made) for made in times.values())
-        self.counts[Count.RECOMPUTED_TOKENS] = lost
-        arrived = [record.row for record in result.records if record.fate != "never_arrived"]
-        self.counts[Count.MEASURED_ARRIVED] = sum(program[row] in measured for row in arrived)
+        self.times = token_times(workload, result)
         for record in result.records:
-            self._tokens(times[record.row])
+            self._tokens(self.times[record.row])
             if program[record.row] in measured:
-                first_token_us = min(times[record.row], default=-1)
-                self._latencies(workload, result, record.row, program[record.row], first_token_us, slos_us)
+                self._latencies(workload, result, record.row, program[record.row], slos_us)
 
-    def _count(self, workload: Workload, result: Result) -> None:
+    def _count(self, workload: Workload, result: Result, measured: range) -> None:
         fates = [record.fate for record in result.records]
         steps = [step for log in result.steps for step in log if step["tokens"]]
         last = [fate for fate, following in zip(fates, workload.next_turn, strict=True) if following < 0]
@@ -93,15 +85,13 @@ class Expected:
         if len(gaps):
             self._add(Hist.TTST, 0, gaps[0])
 
-    def _latencies(
-        self, workload: Workload, result: Result, row: int, first_row: int, first_token_us: int, slos_us
-    ) -> None:
+    def _latencies(self, workload: Workload, result: Result, row: int, first_row: int, slos_us) -> None:
         record, klass = result.records[row], workload.klass[row]
         arrival, output = record.arrival_us, workload.output_tokens[row]
         if record.first_scheduled_us >= 0:
             self._add(Hist.QUEUE, klass, np.float32(record.first_scheduled_us - arrival))
-        ttft = np.float32(first_token_us - arrival)
-        if first_token_us >= 0:
+        ttft = np.float32(record.first_token_us - arrival)
+        if record.first_token_us >= 0:
             self._add(Hist.TTFT, klass, ttft)
         if record.fate != "finished":
             return
