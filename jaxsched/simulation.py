@@ -234,11 +234,13 @@ def run_lanes(
 def _place(tree: Any, axes: Any, num_devices: int) -> Any:
     """Put shared leaves on every device and split the others, once, instead of at every call."""
     mesh = Mesh(np.asarray(jax.local_devices()[:num_devices]), ("lanes",))
-    leaves, treedef = jax.tree.flatten(tree)
-    flags = jax.tree.flatten(axes, is_leaf=lambda x: x is None)[0]
-    specs = [PartitionSpec("lanes") if flag == 0 else PartitionSpec() for flag in flags]
-    placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(leaves, specs, strict=True)]
-    return jax.tree.unflatten(treedef, placed)
+
+    def place(axis: Any, leaf: Any) -> Any:
+        if leaf is None:  # a column that the workload does not have
+            return None
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("lanes") if axis == 0 else PartitionSpec()))
+
+    return jax.tree.map(place, axes, tree, is_leaf=lambda x: x is None)
 
 
 def _pad_lanes(lanes: Lanes, extra: int) -> Lanes:
@@ -247,13 +249,10 @@ def _pad_lanes(lanes: Lanes, extra: int) -> Lanes:
         return lanes
 
     def pad(tree: Any, axes: Any) -> Any:
-        leaves, treedef = jax.tree.flatten(tree)
-        flags = jax.tree.flatten(axes, is_leaf=lambda x: x is None)[0]
-        padded = [
-            jnp.concatenate([x, jnp.repeat(x[-1:], extra, axis=0)]) if flag == 0 else x
-            for x, flag in zip(leaves, flags, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, padded)
+        def repeat_last(axis: Any, leaf: Any) -> Any:
+            return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)]) if axis == 0 else leaf
+
+        return jax.tree.map(repeat_last, axes, tree, is_leaf=lambda x: x is None)
 
     return dataclasses.replace(
         lanes,

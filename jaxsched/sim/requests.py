@@ -30,6 +30,18 @@ class Requests(struct.PyTreeNode):
     pause_epoch: Int[Array, " n"]  # later turns: pause between the previous finish and this arrival (epochs part)
     pause_us: Int[Array, " n"]  # the same, part inside the epoch
 
+    # What the KV prefix cache knows of a turn's content (docs/semantics.md, section 8); None = nothing is shared.
+    # Formula form, for chains of runs: the content of a turn is its group's prefix, then its chain. Turns of one chain
+    # agree wherever both are defined, so a later turn's prompt holds the earlier one's prompt and outputs.
+    chain: Int[Array, " n"] | None = None  # identity of the turn's own content: the row at which it began
+    group: Int[Array, " n"] | None = None  # shared prefix (system prompt), >= 0; -1 = none
+    group_tokens: Int[Array, " n"] | None = None  # tokens of the prompt that the shared prefix covers
+    tool: Int[Array, " n"] | None = None  # kind of the pause before the turn (index of the tool); 0 on first turns
+    # Table form, for block-hash traces: ids of all full blocks of prompt + outputs (without the last output token);
+    # equal ids = equal content up to the end of the block.
+    content_start: Int[Array, " n"] | None = None  # where a turn's ids begin in `content`
+    content: Int[Array, " c"] | None = None  # ids >= 0, block after block
+
     @property
     def num_rows(self) -> int:
         """Rows of the table, padding included (static)."""
@@ -37,7 +49,8 @@ class Requests(struct.PyTreeNode):
 
     def row(self, index: Int[Array, ""]) -> TurnRow:
         """One turn."""
-        return TurnRow(*(getattr(self, name)[index] for name in TURN_COLUMNS))
+        columns = (getattr(self, name) for name in TURN_COLUMNS)
+        return TurnRow(*(None if column is None else column[index] for column in columns))
 
 
 class TurnRow(NamedTuple):
@@ -54,6 +67,11 @@ class TurnRow(NamedTuple):
     next_turn: Int[Array, ""]
     pause_epoch: Int[Array, ""]
     pause_us: Int[Array, ""]
+    chain: Int[Array, ""] | None = None
+    group: Int[Array, ""] | None = None
+    group_tokens: Int[Array, ""] | None = None
+    tool: Int[Array, ""] | None = None
+    content_start: Int[Array, ""] | None = None
 
 
 TURN_COLUMNS = TurnRow._fields
