@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import struct
 from jaxtyping import Array, Int
@@ -49,8 +49,8 @@ class Requests(struct.PyTreeNode):
 
     def row(self, index: Int[Array, ""]) -> TurnRow:
         """One turn."""
-        columns = (getattr(self, name) for name in TURN_COLUMNS)
-        return TurnRow(*(None if column is None else column[index] for column in columns))
+        columns: dict[str, Any] = {name: getattr(self, name) for name in TURN_COLUMNS}
+        return TurnRow(**{name: column[index] for name, column in columns.items() if column is not None})
 
 
 class TurnRow(NamedTuple):
