@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Int
 from jaxsched.sim.arrivals import in_measured_cohort
 from jaxsched.sim.clock import relative_us
 from jaxsched.sim.event import Event, ceil_blocks, count, first_slot, set_where, slot_with
+from jaxsched.sim.kv import Hit
 from jaxsched.sim.running import preempt
 from jaxsched.sim.state import DEAD, EMPTY, WAITING, Col, Count, Fate, Hist
 from jaxsched.sim.views import QueueView
@@ -148,18 +149,23 @@ def admission_step(
     active = active & ~displaced
 
     # How many tokens, and do its blocks fit?
-    tokens = known
+    cached = event.kv.lookup(column[Col.REQUEST], known)
+    hit_tokens = cached.blocks * static.block_size
+    tokens = known - hit_tokens
     fits = jnp.bool_(True)
     whole = ceil_blocks(static, known)
     watermark = sched.watermark_blocks
     if family == "v1":
         if static.ordered_budget:
-            tokens = jnp.where(state.threshold > 0, jnp.minimum(known, state.threshold), known)
+            tokens = jnp.where(state.threshold > 0, jnp.minimum(tokens, state.threshold), tokens)
         fits &= (sched.chunked_prefill > 0) | (tokens <= state.budget)
         tokens = jnp.minimum(tokens, state.budget)
         kept = jnp.where(inst.running > 0, watermark, 0)
-        blocks = ceil_blocks(static, tokens)
-        memory = (blocks + kept <= inst.free) & ((sched.reserve_full_isl == 0) | (whole + kept <= inst.free))
+        blocks = ceil_blocks(static, hit_tokens + tokens) - cached.blocks
+        # Cached blocks that nobody holds count as free until they are taken.
+        kept += cached.idle
+        memory = blocks + kept <= inst.free
+        memory &= (sched.reserve_full_isl == 0) | (whole - cached.blocks + kept <= inst.free)
         reserved = jnp.int32(0)
     elif family == "sarathi":
         tokens = jnp.minimum(known, state.budget)
@@ -177,13 +183,14 @@ def admission_step(
     admits = considered & ~expired & fits & memory
     pops_dead = active & may & dead
 
-    _admit(event, slot, admits, fresh, column, prompt, tokens, blocks, reserved)
+    _admit(event, slot, admits, fresh, column, prompt, cached, tokens, blocks, reserved)
     _drop(event, slot, drops, fresh, column, prompt)
     if fcfs:
         _pop(event, admits | drops | pops_dead)
         slots.order = set_where((event.index == slot) & pops_dead, EMPTY, slots.order)
     event.note(
         admitted=jnp.where(admits, column[Col.REQUEST], -1),
+        cached=hit_tokens,
         resumed=(~fresh if fcfs else column[Col.PREEMPTIONS] > 0).astype(jnp.int32),
         dropped=jnp.where(drops, column[Col.REQUEST], -1),
     )
@@ -202,21 +209,30 @@ def admission_step(
     return (progress & more) | displacing, displacing, blocked
 
 
-def _admit(event: Event, slot, active, fresh, column, prompt, tokens, blocks, reserved) -> None:
+def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, tokens, blocks, reserved) -> None:
     static, slots, inst = event.static, event.slots, event.inst
     mask = (event.index == slot) & active
+    caching = static.prefix_cache != "none"
+    hit_tokens = cached.blocks * static.block_size
+    if caching:
+        column = column.at[Col.LOST_TOKENS].add(-hit_tokens)
+        event.kv.admit(slot, active, column[Col.REQUEST], cached, blocks)
     first = active & (column[Col.PREEMPTIONS] == 0)
     if static.scheduler.order is None:
         new = active & fresh
         _place(event, slot, new, column, prompt, inst.admissions)
-        event.write_column(slot, column, new)
+        event.write_column(slot, column, active if caching else new)
+    elif caching:
+        event.write_column(slot, column, active)
+    if caching:
+        slots.computed = set_where(mask, hit_tokens, slots.computed)
     slots.order = set_where(mask, inst.admissions, slots.order)
     slots.chunk = set_where(mask, tokens, slots.chunk)
     slots.last = set_where(mask, -1, slots.last)
     if static.reserves_blocks:
         slots.aux = set_where(mask, reserved, slots.aux)
     inst.admissions = inst.admissions + active
-    inst.free = inst.free - jnp.where(active, blocks, 0)
+    inst.free = inst.free - jnp.where(active, blocks + cached.idle, 0)
     inst.running = inst.running + active
     event.add_waiting(-1, active, prompt)
     state = event.state
@@ -226,6 +242,12 @@ def _admit(event: Event, slot, active, fresh, column, prompt, tokens, blocks, re
     delay = event.since(event.now, column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US])
     event.tally.observe(Hist.QUEUE, column[Col.KLASS], delay, first & (event.measured(column) > 0))
     event.record(column[Col.REQUEST], first, first_scheduled=event.stamp(event.now))
+    if caching:
+        event.tally.count(Count.CACHED_TOKENS, jnp.where(active, hit_tokens, 0))
+        if static.record:
+            total = event.state.record.cached_total[column[Col.REQUEST]]
+            event.record(column[Col.REQUEST], first, cached_first=hit_tokens)
+            event.record(column[Col.REQUEST], active, cached_total=total + hit_tokens)
 
 
 def _drop(event: Event, slot, active, fresh, column, prompt) -> None:

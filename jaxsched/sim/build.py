@@ -24,6 +24,7 @@ def make_static(
     num_slots: int | None = None,
     timeouts: bool = False,
     delayed_view: bool = False,
+    usable_blocks: int | Sequence[int] = 0,
     **sizes,
 ) -> SimStatic:
     """The compiled program's description. `num_slots` defaults to what the scheduler needs to be exact.
@@ -55,6 +56,7 @@ def make_static(
         route_by_work=policy.router.reads_work,
         timeouts=timeouts,
         delayed_view=delayed_view,
+        cache_entries=int(np.max(usable_blocks)) if sizes.get("prefix_cache") == "blocks" else 0,
         **sizes,
     )
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxsched.metrics.histogram import NUM_BINS, bin_of
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
+from jaxsched.sim.kv import KvCache, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import (
@@ -104,6 +105,7 @@ class Event:
     now: jax.Array
     slots: Slots
     inst: Instance
+    kv: KvCache
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
     writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
 
@@ -117,6 +119,7 @@ class Event:
             static, params, requests, state, tally, m, now,
             Slots(*(rows[i] for i in range(rows.shape[0]))),
             Instance(*(scalars[i] for i in range(scalars.shape[0]))),
+            load_cache(static, requests, state, m),
             {} if static.trace else None,
         )  # fmt: skip
 
@@ -134,6 +137,7 @@ class Event:
             scalars=scalars,
         )
         return self.state.replace(
+            kv=self.kv.store(self.state.kv),
             pending_writes=pending,
             slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
         )
@@ -174,6 +178,23 @@ class Event:
         """
         self.writes = [(s, v, on & ~(active & (s == slot))) for s, v, on in self.writes]
         self.writes.append((slot, values, active))
+
+    def tokens_in_flight(self) -> jax.Array:
+        """Asynchronous: output tokens of each slot that the engine does not know yet (0 or 1 when schedule() runs)."""
+        if not self.static.scheduler.asynchronous:
+            return jnp.zeros_like(self.slots.aux)
+        return (self.slots.aux > self.inst.steps - self.inst.in_flight).astype(jnp.int32)
+
+    def cache_scheduled(self) -> None:
+        """Pay for what was taken, then make the blocks findable that running requests have filled or will fill now.
+
+        vLLM registers a block when its tokens are scheduled, as far as they are known (single_type_kv_cache_manager.py).
+        """
+        self.kv.settle()
+        filled = self.slots.computed + jnp.abs(self.slots.chunk)
+        self.kv.register(
+            self.running_mask, self.slots.order, jnp.minimum(filled, self.slots.known - self.tokens_in_flight())
+        )
 
     def held_blocks(self, computed: jax.Array, reserved: jax.Array) -> jax.Array:
         """KV blocks of a request with `computed` tokens."""

@@ -36,6 +36,7 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     slots.known = slots.known + jnp.where(emit, k, 0)
     grown = jnp.sum(event.held_blocks(slots.computed, slots.aux) - before) if static.run_steps > 1 else jnp.int32(0)
     inst.free = inst.free - grown
+    event.kv.take(grown)
     slots.last = set_where(emit, event.wrapped(now), slots.last)
     slots.chunk = jnp.where(begin, 0, slots.chunk)
     inst.in_flight = jnp.where(ended, 0, inst.in_flight)
@@ -96,7 +97,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         event.add_waiting(-1, here & ~was_running, prompt)
         if static.scheduler.order is None:
             gone_order = jnp.where(was_running, EMPTY, DEAD)
-    inst.free = inst.free + jnp.where(was_running, held, 0)
+    inst.free = inst.free + event.kv.release(slot, was_running, held)
     inst.running = inst.running - was_running
     event.drop_work(here, prompt, column)
     scheduled = event.at(slots.computed, slot) + column[Col.LOST_TOKENS]

@@ -30,10 +30,15 @@ def running_pass(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
 
 
 def _accept(event: Event, active: Bool[Array, ""], tokens: Int[Array, " s"], need: Int[Array, " s"]) -> None:
-    slots, inst, state = event.slots, event.inst, event.state
+    slots, state = event.slots, event.state
     slots.chunk = jnp.where(active & event.running_mask, tokens, slots.chunk)
-    inst.free = inst.free - jnp.where(active, jnp.sum(need), 0)
+    _take(event, jnp.where(active, jnp.sum(need), 0))
     event.state = state.replace(budget=state.budget - jnp.where(active, jnp.sum(tokens), 0))
+
+
+def _take(event: Event, blocks: Int[Array, ""]) -> None:
+    event.inst.free = event.inst.free - blocks
+    event.kv.take(blocks)
 
 
 def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
@@ -53,6 +58,7 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     need = jnp.where(running, wanted - held, 0)
     pressure = active & (jnp.sum(need) > inst.free)
     _accept(event, active & ~pressure, tokens, need)
+    event.cache_scheduled()
     preempt(event, slot_with(running, slots.order, largest=True), pressure, memory=True)
     return pressure
 
@@ -113,9 +119,10 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     failing_order = jnp.where(pressure, event.at(slots.order, failing), 2**31 - 1)
     accepted = open_ & (slots.order < failing_order)
     slots.chunk = jnp.where(active & accepted, tokens, slots.chunk)
-    inst.free = inst.free - jnp.where(active, jnp.sum(jnp.where(accepted, need, 0)), 0)
+    _take(event, jnp.where(active, jnp.sum(jnp.where(accepted, need, 0)), 0))
     budget = state.budget - jnp.where(active, jnp.sum(jnp.where(accepted, tokens, 0)), 0)
     event.state = state.replace(budget=budget)
+    event.cache_scheduled()
 
     if static.scheduler.priority_victims:
         victim = _priority_victim(event, running)
@@ -152,7 +159,7 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     held = event.held_blocks(computed + given, event.at(slots.aux, slot))
     prompt = event.at(slots.prompt, slot)
     column = event.column(slot)
-    inst.free = inst.free + jnp.where(active, held, 0)
+    inst.free = inst.free + event.kv.release(slot, active, held)
     inst.running = inst.running - active
     event.add_waiting(+1, active, prompt)
     event.state = state.replace(

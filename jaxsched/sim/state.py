@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.sim.clock import NEVER_US
+from jaxsched.sim.kv.blocks import init_block_table
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.static import SimStatic
 
@@ -37,7 +39,7 @@ class Col(enum.IntEnum):
     LAST_EPOCH = 9  # time of the last token when preempted
     LAST_US = 10
     PREEMPTIONS = 11
-    LOST_TOKENS = 12  # computed tokens thrown away by preemptions
+    LOST_TOKENS = 12  # computed tokens thrown away by preemptions, less those found in the prefix cache at admissions
     PROGRAM_EPOCH = 13  # arrival of the program
     PROGRAM_US = 14
     MEASURED = 15
@@ -106,6 +108,7 @@ class Count(enum.IntEnum):
     QUEUED = 12  # arrivals that found every slot taken and waited in the FIFO
     MEASURED_ARRIVED = 13
     MICRO_STEPS = 14
+    CACHED_TOKENS = 15  # found in the prefix cache at admissions
 
 
 @dataclasses.dataclass
@@ -176,6 +179,8 @@ class Record(struct.PyTreeNode):
     finish: Int[Array, "n 2"]
     preemptions: Int[Array, " n"]
     scheduled_tokens: Int[Array, " n"]
+    cached_first: Int[Array, " n"]  # tokens found in the prefix cache at the first admission
+    cached_total: Int[Array, " n"]  # ... and at all admissions
 
 
 NUM_SCALARS = len(Instance.__dataclass_fields__)
@@ -232,12 +237,18 @@ class State(struct.PyTreeNode):
     flags: Int[Array, ""]
     metrics: Metrics
     record: Record
+    kv: Any = None  # the prefix cache, see sim/kv; None = off
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
 EMPTY_SLOT = dict(computed=0, known=0, goal=1, prompt=0, order=EMPTY, chunk=0, last=-1, aux=0)
 
 QUEUE_WIDTH_SESSIONS = 6  # entry, sequence, arrival (epoch, us), program arrival (epoch, us)
+
+
+def init_cache(static: SimStatic, params: SimParams) -> Any:
+    """The prefix cache at the start, None if there is none."""
+    return init_block_table(static, params) if static.prefix_cache == "blocks" else None
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
@@ -306,5 +317,8 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
             finish=full(-1, n, 2),
             preemptions=zeros(n),
             scheduled_tokens=zeros(n),
+            cached_first=zeros(n),
+            cached_total=zeros(n),
         ),
+        kv=init_cache(static, params),
     )

@@ -16,6 +16,7 @@ OrderHead = Callable[[jax.Array, QueueView], jax.Array]
 RouteHead = Callable[[RouterView], jax.Array]
 
 FAMILIES = ("v1", "sarathi", "v0", "orca", "static")
+CACHES = ("none", "blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,9 @@ class SimStatic:
     num_paused: int = 0  # paused programs a lane can hold; 0 = every program has one turn
     num_classes: int = 1
     ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
+    prefix_cache: str = "none"  # representation of the prefix cache: one of CACHES (V1 family only)
+    cache_entries: int = 0  # blocks: the largest pool
+    max_blocks: int = 0  # full blocks of the longest turn
     timeouts: bool = False  # some class has a timeout
     delayed_view: bool = False  # routers see the state of the last telemetry tick
     route_by_blocks: bool = False  # the router reads KV use: kept per step of a run, and of waiting prompts
@@ -62,6 +66,10 @@ class SimStatic:
             raise ValueError(f"queue_capacity must be a power of two, got {self.queue_capacity}")
         if self.trace and self.max_run_steps != 1:
             raise ValueError("trace needs max_run_steps = 1")
+        if self.prefix_cache not in CACHES:
+            raise ValueError(f"unknown prefix cache {self.prefix_cache!r}, expected one of {CACHES}")
+        if self.prefix_cache != "none" and self.scheduler.family != "v1":
+            raise ValueError(f"the {self.scheduler.family} engines have no prefix cache")
 
     @property
     def reserves_blocks(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from jaxsched.verify.content import steps_without_hits
 from jaxsched.verify.recording import REQUEST_FIELDS, STEP_FIELDS, Recording, Step
 from jaxsched.verify.replay import Run
 
@@ -25,7 +24,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class ScenarioReport:
-    """The outcome of one scenario. `unsupported`: not checked, or only in part, for the reason given."""
+    """The outcome of one scenario. `unsupported`: not checked, for the reason given."""
 
     name: str
     status: Status
@@ -37,9 +36,9 @@ class ScenarioReport:
     seconds: float = 0.0
 
 
-def first_step_difference(recorded: list[Step], machine: list[Step], limit: int) -> Difference | None:
-    """The first differing field among the first `limit` steps; what comes after it is a consequence."""
-    for i in range(min(limit, max(len(recorded), len(machine)))):
+def first_step_difference(recorded: list[Step], machine: list[Step]) -> Difference | None:
+    """The first differing field of a step; what comes after it is a consequence."""
+    for i in range(max(len(recorded), len(machine))):
         if i >= len(recorded):
             return Difference("step", None, machine[i], step=i)
         if i >= len(machine):
@@ -63,20 +62,13 @@ def first_request_difference(
 
 def compare(recording: Recording, run: Run) -> ScenarioReport:
     """The verdict on one scenario."""
-    limit, why_not = steps_without_hits(recording, run.steps)
-    difference = first_step_difference(recording.steps, run.steps, limit)
-    requests_compared = 0
-    if difference is None and not why_not:
+    difference = first_step_difference(recording.steps, run.steps)
+    compared, requests_compared = len(recording.steps), 0
+    if difference is None:
         difference = first_request_difference(recording.requests, run.requests)
         requests_compared = len(recording.requests)
-    compared = min(limit, len(recording.steps))
-    if difference is not None:
-        status, reason = "differs", "; ".join(run.notes)
-        if difference.step is not None:
-            compared = difference.step
-    elif why_not:
-        status = "unsupported"
-        reason = f"prefix-cache hits decide here; the machine has no prefix cache yet (from step {limit} on: {why_not})"
-    else:
-        status, reason = "equal", ""
+    elif difference.step is not None:
+        compared = difference.step
+    status: Status = "equal" if difference is None else "differs"
+    reason = "" if difference is None else "; ".join(run.notes)
     return ScenarioReport(recording.name, status, len(recording.steps), compared, requests_compared, difference, reason)

@@ -26,6 +26,7 @@ from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Fate, Flag, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import affine
+from jaxsched.verify.content import block_ids
 from jaxsched.verify.recording import Recording, Step
 
 SCHEDULERS = {"fcfs": "vllm", "priority": "vllm-priority"}
@@ -86,6 +87,12 @@ def requests_of(recording: Recording) -> Requests:
         return jnp.asarray(np.concatenate([values, np.full(size - len(rows), fill)]).astype(np.int32))
 
     zero = np.zeros(len(rows))
+    content = starts = None
+    if recording.config["enable_prefix_caching"]:
+        ids, first = block_ids(rows, output, recording.config["block_size"])
+        content = np.full(power_of_two(max(len(ids), MIN_ROWS)), -1, np.int32)
+        content[: len(ids)] = ids
+        content, starts = jnp.asarray(content), column(first)
     return Requests(
         num_programs=jnp.int32(len(rows)),
         arrival_epoch=column(epoch),
@@ -99,6 +106,8 @@ def requests_of(recording: Recording) -> Requests:
         next_turn=column(zero - 1, -1),
         pause_epoch=column(zero),
         pause_us=column(zero),
+        content=content,
+        content_start=starts,
     )
 
 
@@ -117,6 +126,7 @@ def run(recording: Recording) -> Run:
             queue_capacity=power_of_two(num_rows + num_slots),
             max_run_steps=1,
             block_size=config["block_size"],
+            **_cache(recording, requests),
             record=True,
             trace=True,
             # All requests may arrive, be admitted and preempt each other at one instant.
@@ -127,6 +137,18 @@ def run(recording: Recording) -> Run:
             break
         num_slots *= 2  # an ordered queue that held more requests than slots: again, with all of them in view
     return Run(steps, _requests(state, recording), _notes(state, recording))
+
+
+def _cache(recording: Recording, requests: Requests) -> dict[str, Any]:
+    """Sizes of the prefix cache, if the recording has one."""
+    if requests.content is None:
+        return {}
+    longest = int((requests.prompt_tokens + requests.output_tokens).max()) // recording.config["block_size"]
+    return {
+        "prefix_cache": "blocks",
+        "usable_blocks": power_of_two(recording.usable_blocks),
+        "max_blocks": power_of_two(longest + 1),
+    }
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -181,7 +203,7 @@ class StepBuilder:
             self._preempted.append(self._ids[note["preempted"]])
             self._out.add(self._preempted[-1])
         if note["admitted"] >= 0:
-            self._admitted.append([self._ids[note["admitted"]], 0, int(note["resumed"])])
+            self._admitted.append([self._ids[note["admitted"]], int(note["cached"]), int(note["resumed"])])
             self._out.discard(self._admitted[-1][0])
         if note["closed"]:
             self._ended = None
@@ -233,15 +255,14 @@ def _requests(state: State, recording: Recording) -> dict[int, dict[str, int]]:
     def times(pairs: np.ndarray) -> list[int]:
         return np.where(pairs[:, 0] >= 0, join_us(pairs[:, 0], pairs[:, 1]), -1).tolist()
 
-    none = [0] * num  # without a prefix cache nothing is ever found in it
     columns = {
         "arrival_us": times(rec.arrival),
         "first_scheduled_us": times(rec.first_scheduled),
         "first_token_us": times(rec.first_token),
         "finish_us": times(rec.finish),
         "preemptions": rec.preemptions.tolist(),
-        "cached_tokens_first": none,
-        "cached_tokens_total": none,
+        "cached_tokens_first": rec.cached_first.tolist(),
+        "cached_tokens_total": rec.cached_total.tolist(),
         "scheduled_tokens_total": rec.scheduled_tokens.tolist(),
     }
     return {row.request_id: {k: v[i] for k, v in columns.items()} for i, row in enumerate(recording.rows)}

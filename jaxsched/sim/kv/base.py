@@ -1,0 +1,82 @@
+"""What an instance event asks of the KV cache, and the answer of an engine without one.
+
+Free blocks are of two kinds: blocks without findable content (a count, taken first) and cached blocks that nobody
+holds, in order of release. Taking n blocks therefore never needs to know which: what the count does not cover is a
+debt, paid by evicting the oldest cached blocks, and it may be paid any time before somebody looks at the cache
+(../shared/research/prefix_cache_in_jax.md, section 1: three facts).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Hit(NamedTuple):
+    """What a lookup found."""
+
+    blocks: jax.Array  # leading blocks of the request that are cached
+    idle: jax.Array  # how many of them nobody holds: they are free blocks until the request takes them
+    where: Any = None  # which entries, in the representation's own terms
+
+
+class KvCache:
+    """Scratch of one micro-step on one instance's cache: attributes are replaced, `store` writes back."""
+
+    def settle(self) -> None:
+        """Pay the debt: evict the oldest idle blocks."""
+        raise NotImplementedError
+
+    def register(self, running: jax.Array, order: jax.Array, tokens: jax.Array) -> None:
+        """Make the full blocks of each running slot's first `tokens` tokens findable (`order`: list order)."""
+        raise NotImplementedError
+
+    def take(self, blocks: jax.Array) -> None:
+        """Take free blocks that hold nothing yet."""
+        raise NotImplementedError
+
+    def release(self, slot: jax.Array, active: jax.Array, held: jax.Array) -> jax.Array:
+        """A slot's `held` blocks are let go. Returns how many became free."""
+        raise NotImplementedError
+
+    def lookup(self, row: jax.Array, known: jax.Array) -> Hit:
+        """The longest cached beginning of a request with `known` tokens, never all of them."""
+        raise NotImplementedError
+
+    def admit(self, slot: jax.Array, active: jax.Array, row: jax.Array, hit: Hit, new_blocks: jax.Array) -> None:
+        """The request of table row `row` takes what `lookup` found, and `new_blocks` more."""
+        raise NotImplementedError
+
+    def store(self, kv: Any) -> Any:
+        """The state with this row written back."""
+        raise NotImplementedError
+
+
+class NoCache(KvCache):
+    """Prefix caching off: nothing is ever found."""
+
+    def settle(self) -> None:
+        """Nothing is owed."""
+
+    def register(self, running: jax.Array, order: jax.Array, tokens: jax.Array) -> None:
+        """Nothing is kept."""
+
+    def take(self, blocks: jax.Array) -> None:
+        """The instance counts its free blocks."""
+
+    def release(self, slot: jax.Array, active: jax.Array, held: jax.Array) -> jax.Array:
+        """All of them."""
+        return jnp.where(active, held, 0)
+
+    def lookup(self, row: jax.Array, known: jax.Array) -> Hit:
+        """Nothing."""
+        return Hit(jnp.int32(0), jnp.int32(0))
+
+    def admit(self, slot: jax.Array, active: jax.Array, row: jax.Array, hit: Hit, new_blocks: jax.Array) -> None:
+        """Nothing to do."""
+
+    def store(self, kv: Any) -> Any:
+        """As it was."""
+        return kv
