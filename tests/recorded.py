@@ -56,6 +56,52 @@ def workload_rows(
     return rows
 
 
+def sharing_rows(seed: int = 0, num: int = 80, block_size: int = 16, **options: Any) -> list[dict[str, Any]]:
+    """`workload_rows` whose prompts share content in every way that a prefix cache can meet.
+
+    Shared system prompts, repeats of a whole prompt (often a multiple of the block size: copies arise), forks in the
+    middle of one, and continuations of an earlier request's answer, also before that is written.
+    """
+    draw = random.Random(seed)
+    rows = workload_rows(seed, num, **options)
+    for i, row in enumerate(rows):
+        own = f"u{row['request_id']}"
+        earlier = rows[draw.randrange(max(0, i - 12), i)] if i else row
+        history = [tuple(part.split(":")) for part in earlier["segments"].split("|")] if i else []
+        segments = [(stream, int(start), int(length)) for stream, start, length in history]
+        kind = draw.choice(["own", "group", "group", "repeat", "fork", "continue", "continue"]) if i else "group"
+        fresh = draw.choice([0, 1, block_size, draw.randint(1, 60), draw.randint(1, 200)])
+        if kind == "repeat" and sum(n for _, _, n in segments) % block_size and draw.random() < 0.7:
+            kind = "group"
+        if kind == "own":
+            segments = []
+        elif kind == "group":
+            segments = [(f"g{draw.randint(1, 3)}", 0, draw.choice([1, 2, 3, 5]) * block_size - draw.choice([0, 0, 5]))]
+        elif kind == "repeat":
+            fresh = 0
+        elif kind == "fork":
+            segments = _first(segments, draw.randint(1, sum(n for _, _, n in segments)))
+        else:
+            segments.append((f"o{earlier['request_id']}", 0, draw.randint(1, earlier["output_tokens"])))
+        segments = _first(segments, 600)
+        if fresh or not segments:
+            segments.append((own, 0, fresh or 20))
+        row["prompt_tokens"] = sum(n for _, _, n in segments)
+        row["segments"] = "|".join(f"{stream}:{start}:{length}" for stream, start, length in segments)
+    return rows
+
+
+def _first(segments: list[tuple[str, int, int]], num_tokens: int) -> list[tuple[str, int, int]]:
+    """The segments of the first `num_tokens` tokens."""
+    kept = []
+    for stream, start, length in segments:
+        taken = min(length, num_tokens)
+        if taken > 0:
+            kept.append((stream, start, taken))
+        num_tokens -= taken
+    return kept
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

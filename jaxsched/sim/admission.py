@@ -235,6 +235,8 @@ def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, token
     inst.free = inst.free - jnp.where(active, blocks + cached.idle, 0)
     inst.running = inst.running + active
     event.add_waiting(-1, active, prompt)
+    if caching:
+        event.cache_scheduled(slot, active)
     state = event.state
     event.state = state.replace(budget=state.budget - jnp.where(active, tokens, 0))
     if static.scheduler.family == "v0":

@@ -185,16 +185,25 @@ class Event:
             return jnp.zeros_like(self.slots.aux)
         return (self.slots.aux > self.inst.steps - self.inst.in_flight).astype(jnp.int32)
 
-    def cache_scheduled(self) -> None:
-        """Pay for what was taken, then make the blocks findable that running requests have filled or will fill now.
+    def cache_outputs(self, begins: jax.Array) -> None:
+        """At the end of a step or run: the blocks that its outputs filled become findable."""
+        self.kv.settle()
+        self.kv.register(
+            self.running_mask & begins, self.slots.order, self.slots.computed - self.tokens_in_flight()
+        )
+
+    def cache_scheduled(self, slot: jax.Array | None = None, active: jax.Array | bool = True) -> None:
+        """Inside schedule(): pay for what was taken; the blocks that this call's tokens will fill become findable.
 
         vLLM registers a block when its tokens are scheduled, as far as they are known (single_type_kv_cache_manager.py).
         """
+        filled = self.slots.computed + self.slots.chunk
+        tokens = jnp.minimum(filled, self.slots.known - self.tokens_in_flight())
         self.kv.settle()
-        filled = self.slots.computed + jnp.abs(self.slots.chunk)
-        self.kv.register(
-            self.running_mask, self.slots.order, jnp.minimum(filled, self.slots.known - self.tokens_in_flight())
-        )
+        if slot is None:
+            self.kv.register((self.slots.chunk > 0) & active, self.slots.order, tokens)
+        else:
+            self.kv.register_one(slot, active, self.at(tokens, slot))
 
     def held_blocks(self, computed: jax.Array, reserved: jax.Array) -> jax.Array:
         """KV blocks of a request with `computed` tokens."""

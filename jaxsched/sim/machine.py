@@ -95,7 +95,7 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
         event.state = event.state.replace(next_event=event.state.next_event.at[at].set(younger, mode="drop"))
 
     if static.prefix_cache != "none":
-        _cache_outputs(event, begins)
+        event.cache_outputs(begins)
     more_leave = let_one_leave(event, active & (phase <= Phase.LEAVE))
     ready = active & ~more_leave & (phase != Phase.DRAIN)
     more_refill = jnp.bool_(False)
@@ -136,16 +136,6 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
     ):  # fmt: skip
         result = jnp.where(condition, int(value), result)
     return result
-
-
-def _cache_outputs(event: Event, begins: Bool[Array, ""]) -> None:
-    """What the last micro-step scheduled becomes findable; at a step's end, what its outputs made known."""
-    slots = event.slots
-    in_flight = event.tokens_in_flight()
-    event.kv.settle()
-    scheduled = jnp.minimum(slots.computed + jnp.abs(slots.chunk), slots.known - in_flight)
-    tokens = jnp.where(begins, slots.computed - in_flight, scheduled)
-    event.kv.register(event.running_mask, slots.order, tokens)
 
 
 def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:

@@ -58,7 +58,7 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     need = jnp.where(running, wanted - held, 0)
     pressure = active & (jnp.sum(need) > inst.free)
     _accept(event, active & ~pressure, tokens, need)
-    event.cache_scheduled()
+    event.cache_scheduled(active=active & ~pressure)
     preempt(event, slot_with(running, slots.order, largest=True), pressure, memory=True)
     return pressure
 
@@ -122,7 +122,7 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     _take(event, jnp.where(active, jnp.sum(jnp.where(accepted, need, 0)), 0))
     budget = state.budget - jnp.where(active, jnp.sum(jnp.where(accepted, tokens, 0)), 0)
     event.state = state.replace(budget=budget)
-    event.cache_scheduled()
+    event.cache_scheduled(active=active)
 
     if static.scheduler.priority_victims:
         victim = _priority_victim(event, running)

@@ -33,6 +33,10 @@ class KvCache:
         """Make the full blocks of each running slot's first `tokens` tokens findable (`order`: list order)."""
         raise NotImplementedError
 
+    def register_one(self, slot: jax.Array, active: jax.Array, tokens: jax.Array) -> None:
+        """`register` for a single slot."""
+        raise NotImplementedError
+
     def take(self, blocks: jax.Array) -> None:
         """Take free blocks that hold nothing yet."""
         raise NotImplementedError
@@ -61,6 +65,9 @@ class NoCache(KvCache):
         """Nothing is owed."""
 
     def register(self, running: jax.Array, order: jax.Array, tokens: jax.Array) -> None:
+        """Nothing is kept."""
+
+    def register_one(self, slot: jax.Array, active: jax.Array, tokens: jax.Array) -> None:
         """Nothing is kept."""
 
     def take(self, blocks: jax.Array) -> None:

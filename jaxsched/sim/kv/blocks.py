@@ -122,16 +122,35 @@ class BlockTable(KvCache):
         first = jax.lax.cummax(begins)  # offset at which the r-th new block's slot begins
         slot_at = jnp.zeros(size, jnp.int32).at[at].set(slot_index, mode="drop")
 
-        unused = self.id == FREE
-        rank = jnp.cumsum(unused.astype(jnp.int32)) - 1
-        chosen = unused & (rank < total)
-        rank = jnp.where(chosen, rank, 0)
+        chosen, rank = self._unused(total)
         begin = jnp.maximum(first[rank], 0)
         slot = slot_at[begin]
-        depth = self.registered[slot] + rank - begin
+        self._enter(chosen, rank, slot, self.registered[slot] + rank - begin, self.start[slot])
+        self.births = self.births + total
+        self.registered = jnp.where(new > 0, target, self.registered)
+
+    def register_one(self, slot: Int[Array, ""], active: Bool[Array, ""], tokens: Int[Array, ""]) -> None:
+        """Entries for the newly filled blocks of one slot."""
+        here = (jnp.arange(self.registered.shape[0]) == slot) & active
+        before, start = (jnp.sum(jnp.where(here, field, 0)) for field in (self.registered, self.start))
+        new = jnp.where(active, jnp.maximum(tokens // self._static.block_size - before, 0), 0)
+        chosen, rank = self._unused(new)
+        self._enter(chosen, rank, slot, before + rank, start)
+        self.births = self.births + new
+        self.registered = self.registered + jnp.where(here, new, 0)
+
+    def _unused(self, number: Int[Array, ""]) -> tuple[Bool[Array, " p"], Int[Array, " p"]]:
+        """The first `number` unused entries, and the rank of each (0 elsewhere)."""
+        unused = self.id == FREE
+        rank = jnp.cumsum(unused.astype(jnp.int32)) - 1
+        chosen = unused & (rank < number)
+        return chosen, jnp.where(chosen, rank, 0)
+
+    def _enter(self, chosen: Bool[Array, " p"], rank: Array, slot: Array, depth: Array, start: Array) -> None:
+        """Write new blocks, held by `slot`, to the chosen entries."""
         content = self._requests.content
         assert content is not None
-        ids = content[jnp.clip(self.start[slot] + depth, 0, content.shape[0] - 1)]
+        ids = content[jnp.clip(start + depth, 0, content.shape[0] - 1)]
         self.id = jnp.where(chosen, ids, self.id)
         self.depth = jnp.where(chosen, depth, self.depth)
         self.birth = jnp.where(chosen, self.births + rank, self.birth)
@@ -139,8 +158,6 @@ class BlockTable(KvCache):
         for word in range(len(self.holders)):
             bit = jnp.where((slot >> 5) == word, jnp.left_shift(jnp.int32(1), slot & 31), 0)
             self.holders[word] = jnp.where(chosen, bit, self.holders[word])
-        self.births = self.births + total
-        self.registered = jnp.where(new > 0, target, self.registered)
 
     def _holds(self, slot: Int[Array, ""]) -> Bool[Array, " p"]:
         word, bit = slot >> 5, slot & 31
