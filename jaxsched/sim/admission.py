@@ -178,7 +178,8 @@ def admission_step(
     else:
         blocks = reserved = ceil_blocks(static, sched.max_model_len)
         memory = blocks <= inst.free
-    considered = active & may & ~dead & room_for_slot
+    settled = event.kv.settled
+    considered = active & may & ~dead & room_for_slot & settled
     drops = active & may & expired
     admits = considered & ~expired & fits & memory
     pops_dead = active & may & dead
@@ -194,7 +195,8 @@ def admission_step(
         resumed=(~fresh if fcfs else column[Col.PREEMPTIONS] > 0).astype(jnp.int32),
         dropped=jnp.where(drops, column[Col.REQUEST], -1),
     )
-    progress = admits | drops | pops_dead
+    # What is owed for earlier admissions may take further micro-steps to pay; then the candidate is looked at again.
+    progress = admits | drops | pops_dead | (active & may & jnp.logical_not(settled))
     state = event.state
     more = (inst.waiting > 0) & (inst.running < sched.max_num_seqs)
     if family in ("v1", "sarathi"):

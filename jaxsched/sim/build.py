@@ -56,9 +56,15 @@ def make_static(
         route_by_work=policy.router.reads_work,
         timeouts=timeouts,
         delayed_view=delayed_view,
-        cache_entries=int(np.max(usable_blocks)) if sizes.get("prefix_cache") == "blocks" else 0,
+        cache_entries=_cache_entries(sizes.get("prefix_cache", "none"), usable_blocks),
         **sizes,
     )
+
+
+def _cache_entries(prefix_cache: str, usable_blocks: int | Sequence[int]) -> int:
+    """Room of the prefix cache: a block table has one entry per block; runs are rarely shorter than 16 blocks."""
+    largest = int(np.max(usable_blocks))
+    return {"none": 0, "blocks": largest, "runs": min(max(64, largest // 16), 2048)}[prefix_cache]
 
 
 def make_params(

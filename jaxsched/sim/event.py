@@ -20,6 +20,7 @@ from jaxsched.sim.state import (
     MAX_COLUMN_WRITES,
     Col,
     Count,
+    Flag,
     Hist,
     Instance,
     Metrics,
@@ -136,7 +137,12 @@ class Event:
             event=self.m,
             scalars=scalars,
         )
+        flags = self.state.flags
+        if self.static.prefix_cache == "runs":
+            flags |= jnp.where(self.kv.copies, int(Flag.CACHE_COPIES), 0)
+            flags |= jnp.where(self.kv.overflow, int(Flag.CACHE_ENTRIES), 0)
         return self.state.replace(
+            flags=flags,
             kv=self.kv.store(self.state.kv),
             pending_writes=pending,
             slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
@@ -187,19 +193,15 @@ class Event:
 
     def cache_outputs(self, begins: jax.Array) -> None:
         """At the end of a step or run: the blocks that its outputs filled become findable."""
-        self.kv.settle()
-        self.kv.register(
-            self.running_mask & begins, self.slots.order, self.slots.computed - self.tokens_in_flight()
-        )
+        self.kv.register(self.running_mask & begins, self.slots.order, self.slots.computed - self.tokens_in_flight())
 
     def cache_scheduled(self, slot: jax.Array | None = None, active: jax.Array | bool = True) -> None:
-        """Inside schedule(): pay for what was taken; the blocks that this call's tokens will fill become findable.
+        """Inside schedule(): the blocks that this call's tokens will fill become findable.
 
         vLLM registers a block when its tokens are scheduled, as far as they are known (single_type_kv_cache_manager.py).
         """
         filled = self.slots.computed + self.slots.chunk
         tokens = jnp.minimum(filled, self.slots.known - self.tokens_in_flight())
-        self.kv.settle()
         if slot is None:
             self.kv.register((self.slots.chunk > 0) & active, self.slots.order, tokens)
         else:

@@ -57,9 +57,14 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     wanted, held = ceil_blocks(event.static, slots.computed + tokens), ceil_blocks(event.static, slots.computed)
     need = jnp.where(running, wanted - held, 0)
     pressure = active & (jnp.sum(need) > inst.free)
+    last = slot_with(running, slots.order, largest=True)
+    if event.static.prefix_cache != "none":
+        # What those before the failing request take, they take before the victim's blocks come back.
+        before_last = jnp.sum(need) - event.at(need, last)
+        event.kv.take_ahead(jnp.where(pressure, jnp.minimum(inst.free, before_last), 0))
     _accept(event, active & ~pressure, tokens, need)
     event.cache_scheduled(active=active & ~pressure)
-    preempt(event, slot_with(running, slots.order, largest=True), pressure, memory=True)
+    preempt(event, last, pressure, memory=True)
     return pressure
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.sim.clock import NEVER_US
-from jaxsched.sim.kv.blocks import init_block_table
+from jaxsched.sim.kv import init_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.static import SimStatic
 
@@ -63,6 +63,8 @@ class Flag(enum.IntFlag):
     PAUSED_OVERFLOW = 2  # more paused programs than `num_paused`: programs were cut short
     WINDOW_OVERFLOW = 4  # an ordered queue held requests outside its window (they were not compared)
     STUCK = 8  # an idle instance with waiting requests that can never be admitted
+    CACHE_COPIES = 16  # chains of runs met a second copy of a block: from then on the prefix cache is approximate
+    CACHE_ENTRIES = 32  # chains of runs had no room for a run, which was forgotten
 
 
 class Phase(enum.IntEnum):
@@ -244,11 +246,6 @@ class State(struct.PyTreeNode):
 EMPTY_SLOT = dict(computed=0, known=0, goal=1, prompt=0, order=EMPTY, chunk=0, last=-1, aux=0)
 
 QUEUE_WIDTH_SESSIONS = 6  # entry, sequence, arrival (epoch, us), program arrival (epoch, us)
-
-
-def init_cache(static: SimStatic, params: SimParams) -> Any:
-    """The prefix cache at the start, None if there is none."""
-    return init_block_table(static, params) if static.prefix_cache == "blocks" else None
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:

@@ -16,7 +16,7 @@ OrderHead = Callable[[jax.Array, QueueView], jax.Array]
 RouteHead = Callable[[RouterView], jax.Array]
 
 FAMILIES = ("v1", "sarathi", "v0", "orca", "static")
-CACHES = ("none", "blocks")
+CACHES = ("none", "blocks", "runs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SimStatic:
     num_classes: int = 1
     ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
     prefix_cache: str = "none"  # representation of the prefix cache: one of CACHES (V1 family only)
-    cache_entries: int = 0  # blocks: the largest pool
+    cache_entries: int = 0  # blocks: the largest pool; runs: idle runs that an instance can hold
     max_blocks: int = 0  # full blocks of the longest turn
     timeouts: bool = False  # some class has a timeout
     delayed_view: bool = False  # routers see the state of the last telemetry tick

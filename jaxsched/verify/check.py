@@ -80,7 +80,7 @@ def _counts(reports: list[ScenarioReport]) -> dict[str, int]:
 def _summary(reports: list[ScenarioReport]) -> str:
     counts = _counts(reports)
     line = f"{len(reports)} scenarios: {counts['equal']} equal, {counts['differs']} differ"
-    return line + (f", {counts['unsupported']} not checked in full" if counts["unsupported"] else "")
+    return line + (f", {counts['unsupported']} not checked" if counts["unsupported"] else "")
 
 
 def _document(reports: list[ScenarioReport], skipped: list[Path]) -> dict[str, Any]:

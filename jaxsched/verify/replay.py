@@ -33,7 +33,7 @@ SCHEDULERS = {"fcfs": "vllm", "priority": "vllm-priority"}
 #: Micro-steps per call of the compiled program: bounds the memory of the trace.
 CHUNK = 1024
 #: Sizes are rounded up to powers of two from here on, so that scenarios share compiled programs.
-MIN_SLOTS, MIN_ROWS = 128, 256
+MIN_SLOTS, MIN_ROWS, MIN_CONTENT, MIN_BLOCKS = 128, 256, 8192, 128
 
 Trace = dict[str, Any]
 
@@ -90,7 +90,7 @@ def requests_of(recording: Recording) -> Requests:
     content = starts = None
     if recording.config["enable_prefix_caching"]:
         ids, first = block_ids(rows, output, recording.config["block_size"])
-        content = np.full(power_of_two(max(len(ids), MIN_ROWS)), -1, np.int32)
+        content = np.full(power_of_two(max(len(ids), MIN_CONTENT)), -1, np.int32)
         content[: len(ids)] = ids
         content, starts = jnp.asarray(content), column(first)
     return Requests(
@@ -146,8 +146,8 @@ def _cache(recording: Recording, requests: Requests) -> dict[str, Any]:
     longest = int((requests.prompt_tokens + requests.output_tokens).max()) // recording.config["block_size"]
     return {
         "prefix_cache": "blocks",
-        "usable_blocks": power_of_two(recording.usable_blocks),
-        "max_blocks": power_of_two(longest + 1),
+        "usable_blocks": power_of_two(max(recording.usable_blocks, MIN_BLOCKS)),
+        "max_blocks": power_of_two(max(longest + 1, MIN_BLOCKS)),
     }
 
 

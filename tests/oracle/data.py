@@ -75,6 +75,10 @@ class Workload:
     pause_us: list[int]  # of a later turn: from the previous turn's finish to this arrival
     prompt_content: list[list[Token]] | None = None
     output_stream: list[Any] | None = None  # the k-th output token of row i is (output_stream[i], k)
+    #: The same content as `Requests` says it by formula: not read by the reference.
+    chain: list[int] | None = None
+    group: list[int] | None = None
+    group_tokens: list[int] | None = None
 
     @staticmethod
     def simple(arrival_us: list[int], prompt_tokens: list[int], output_tokens: list[int], **columns: Any) -> Workload:

@@ -90,12 +90,24 @@ class Variant:
     timeouts: bool = False
     delay: bool = False
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
+    cache: str = "none"  # representation of the prefix cache
     size: Size = MEDIUM
 
     @property
     def name(self) -> str:
         marks = [mark for mark in ("turns", "timeouts", "delay", "thresholds") if getattr(self, mark)]
+        marks += [f"cache_{self.cache}"] if self.cache != "none" else []
         return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
+
+    @property
+    def seed_name(self) -> str:
+        """Lanes of both representations of the prefix cache are the same."""
+        return self.name.replace("cache_runs", "cache").replace("cache_blocks", "cache")
+
+    @property
+    def max_blocks(self) -> int:
+        """Blocks of the longest turn that shares content."""
+        return (2 * self.size.max_prompt + self.size.max_output) // self.block_size + 1
 
     @property
     def measured(self) -> range:
@@ -122,6 +134,9 @@ class Variant:
             delayed_view=self.delay,
             num_paused=rows if self.turns else 0,
             num_classes=2,
+            prefix_cache=self.cache,
+            usable_blocks=max(self.size.usable_tokens) // self.block_size,
+            max_blocks=self.max_blocks if self.cache != "none" else 0,
             max_run_steps=max_run_steps,
             record=True,
         )
@@ -140,7 +155,7 @@ class Lane:
 
 def random_lane(variant: Variant, seed: int) -> Lane:
     """The lane `seed` of a variant."""
-    draw = random.Random(f"{variant.name}/{seed}")
+    draw = random.Random(f"{variant.seed_name}/{seed}")
     on_lattice = draw.random() < 0.35
     engine = _random_engine(variant, draw, on_lattice)
     delay_us = draw.choice([3, 17, 60]) * LATTICE_US if variant.delay else 0
@@ -180,6 +195,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         reserve_full_isl=draw.random() < 0.7,
         block_size=variant.block_size,
         max_model_len=draw.choice([longest // 3, longest]),
+        prefix_caching=variant.cache != "none",
         max_queue=draw.choice([0, 0, 1, 4]),
         timeouts_us=(0, draw.choice([0, 40, 200, 2000]) * LATTICE_US) if variant.timeouts else (0, 0),
         **ORDER_CONFIG,
@@ -211,6 +227,9 @@ def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) ->
             next_turn[last], last = len(next_turn), len(next_turn)
             next_turn.append(-1)
     num = len(prompt)
+    shared: dict[str, Any] = {}
+    if variant.cache != "none":
+        shared = _share(variant, draw, prompt, output, next_turn[:], num_programs)
     return Workload(
         num_programs=num_programs,
         arrival_us=arrival + [0] * (num - num_programs),
@@ -221,7 +240,37 @@ def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) ->
         priority=[draw.randint(0, 2) for _ in prompt],
         next_turn=next_turn,
         pause_us=pause,
+        **shared,
     )
+
+
+def _share(
+    variant: Variant, draw: random.Random, prompt: list[int], output: list[int], next_turn: list[int], num_programs: int
+) -> dict[str, Any]:
+    """Give turns shared content; `prompt` grows by what they share. Groups' prefixes, then a chain per program.
+
+    A later turn goes on with its program's chain, or (its history is cut) begins a new one.
+    """
+    longest = 2 * variant.size.max_prompt
+    sizes = [draw.choice([0, 1, 2, 5]) * variant.block_size + draw.choice([0, 0, 3]) for _ in range(3)]
+    group, group_tokens, chain = [-1] * len(prompt), [0] * len(prompt), list(range(len(prompt)))
+    content: list[list[Any]] = [[] for _ in prompt]
+    for first in range(num_programs):
+        which = draw.choice([-1, 0, 1, 2])
+        size = sizes[which] if which >= 0 else 0
+        row, before = first, -1
+        while row >= 0:
+            group[row], group_tokens[row] = which, size
+            start = [(("g", which), k) for k in range(size)]
+            if before >= 0 and draw.random() < 0.85:
+                history = content[before] + [(("o", before), k) for k in range(output[before])]
+                if len(history) + prompt[row] <= longest:
+                    start, chain[row] = history, chain[before]
+            new = [(("u", row), k) for k in range(min(prompt[row], longest - len(start)))]
+            content[row] = start + new
+            prompt[row] = len(content[row])
+            before, row = row, next_turn[row]
+    return {"prompt_content": content, "chain": chain, "group": group, "group_tokens": group_tokens}
 
 
 def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Requests]:
@@ -265,7 +314,8 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
         seed=column([lane.router.seed for lane in lanes]),
         timeout_us=column([engine.timeouts_us for engine in engines]),
     )
-    tables = [to_requests(lane.workload, variant.size.num_rows) for lane in lanes]
+    blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
+    tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)
 
 

@@ -24,8 +24,23 @@ CHUNK = 64  # micro-steps between epoch rebases
 FATES = {int(fate): fate.name.lower() for fate in Fate}
 
 
-def to_requests(workload: Workload, pad_to: int) -> Requests:
-    """A reference workload as the machine's table, padded."""
+def block_ids(workload: Workload, block_size: int) -> tuple[list[int], list[int]]:
+    """Ids of the full blocks of every row's prompt and outputs but the last, and where each row's begin."""
+    assert workload.prompt_content is not None
+    ids: dict[tuple, int] = {}
+    content, starts = [], []
+    for row, prompt in enumerate(workload.prompt_content):
+        tokens = [*prompt, *((("o", row), k) for k in range(workload.output_tokens[row] - 1))]
+        starts.append(len(content))
+        before = -1
+        for i in range(len(tokens) // block_size):
+            before = ids.setdefault((before, *tokens[i * block_size : (i + 1) * block_size]), len(ids))
+            content.append(before)
+    return content, starts
+
+
+def to_requests(workload: Workload, pad_to: int, blocks: tuple[int, int] | None = None) -> Requests:
+    """A reference workload as the machine's table, padded. `blocks` = (block size, most blocks of a turn): with content."""
     num = len(workload.prompt_tokens)
     arrival = np.zeros(num, np.int64)
     arrival[: workload.num_programs] = workload.arrival_us[: workload.num_programs]
@@ -39,6 +54,13 @@ def to_requests(workload: Workload, pad_to: int) -> Requests:
     def column(values, fill=0):
         return np.concatenate([np.asarray(values, np.int32), np.full(pad_to - num, fill, np.int32)])
 
+    shared = {}
+    if blocks is not None:
+        ids, starts = block_ids(workload, blocks[0])
+        content = np.full(pad_to * blocks[1], -1, np.int32)
+        content[: len(ids)] = ids
+        shared = {"content": content, "content_start": column(starts)}
+        shared |= {name: column(getattr(workload, name), -1) for name in ("chain", "group", "group_tokens")}
     return Requests(
         num_programs=np.int32(workload.num_programs),
         arrival_epoch=column(epoch),
@@ -52,6 +74,7 @@ def to_requests(workload: Workload, pad_to: int) -> Requests:
         next_turn=column(workload.next_turn, -1),
         pause_epoch=column(pause_epoch),
         pause_us=column(pause_us),
+        **shared,
     )
 
 
@@ -141,15 +164,18 @@ def machine_records(state: State, lane: int, num: int) -> list[Record]:
 
     columns = zip(
         range(num), rec.instance.tolist(), times(rec.arrival), times(rec.first_scheduled), times(rec.first_token),
-        times(rec.finish), rec.preemptions.tolist(), rec.scheduled_tokens.tolist(), rec.fate.tolist(), strict=True,
+        times(rec.finish), rec.preemptions.tolist(), rec.scheduled_tokens.tolist(), rec.fate.tolist(),
+        rec.cached_first.tolist(), rec.cached_total.tolist(), strict=True,
     )  # fmt: skip
     return [
         Record(
             row=row, instance=instance, arrival_us=arrival, first_scheduled_us=first_scheduled,
             first_token_us=first_token, finish_us=finish, preemptions=preemptions,
-            scheduled_tokens_total=scheduled_tokens, fate=FATES[fate],
+            scheduled_tokens_total=scheduled_tokens, fate=FATES[fate], cached_tokens_first=cached_first,
+            cached_tokens_total=cached_total,
         )
-        for row, instance, arrival, first_scheduled, first_token, finish, preemptions, scheduled_tokens, fate in columns
+        for row, instance, arrival, first_scheduled, first_token, finish, preemptions, scheduled_tokens, fate,
+            cached_first, cached_total in columns
     ]  # fmt: skip
 
 

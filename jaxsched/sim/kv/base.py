@@ -25,9 +25,14 @@ class Hit(NamedTuple):
 class KvCache:
     """Scratch of one micro-step on one instance's cache: attributes are replaced, `store` writes back."""
 
-    def settle(self) -> None:
-        """Pay the debt: evict the oldest idle blocks."""
-        raise NotImplementedError
+    #: Whether a second copy of a block was met, or a run found no room, in this micro-step (chains of runs).
+    copies: jax.Array | bool = False
+    overflow: jax.Array | bool = False
+
+    @property
+    def settled(self) -> jax.Array | bool:
+        """Whether the last lookup may be believed: it could pay all that was owed."""
+        return True
 
     def register(self, running: jax.Array, order: jax.Array, tokens: jax.Array) -> None:
         """Make the full blocks of each running slot's first `tokens` tokens findable (`order`: list order)."""
@@ -39,6 +44,10 @@ class KvCache:
 
     def take(self, blocks: jax.Array) -> None:
         """Take free blocks that hold nothing yet."""
+        raise NotImplementedError
+
+    def take_ahead(self, blocks: jax.Array) -> None:
+        """`blocks` of the next `take` of this call are taken by now (so many in all, if called again)."""
         raise NotImplementedError
 
     def release(self, slot: jax.Array, active: jax.Array, held: jax.Array) -> jax.Array:
@@ -61,9 +70,6 @@ class KvCache:
 class NoCache(KvCache):
     """Prefix caching off: nothing is ever found."""
 
-    def settle(self) -> None:
-        """Nothing is owed."""
-
     def register(self, running: jax.Array, order: jax.Array, tokens: jax.Array) -> None:
         """Nothing is kept."""
 
@@ -71,6 +77,9 @@ class NoCache(KvCache):
         """Nothing is kept."""
 
     def take(self, blocks: jax.Array) -> None:
+        """The instance counts its free blocks."""
+
+    def take_ahead(self, blocks: jax.Array) -> None:
         """The instance counts its free blocks."""
 
     def release(self, slot: jax.Array, active: jax.Array, held: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ NUM_FIELDS = 5
 #: Rows of `slots`.
 REGISTERED, START = range(2)
 #: Columns of `scalars`.
-UNHASHED, DEBT, CLOCK, BIRTHS = range(4)
+UNHASHED, DEBT, CLOCK, BIRTHS, AHEAD = range(5)
 
 
 class BlockTableState(struct.PyTreeNode):
@@ -34,7 +34,7 @@ class BlockTableState(struct.PyTreeNode):
 
     entries: Int[Array, "m f p"]  # id, depth, birth, stamp, ref, then one word of holder bits per 32 slots
     slots: Int[Array, "m 2 s"]  # per slot: blocks registered (or hit), where its ids begin in `Requests.content`
-    scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, births
+    scalars: Int[Array, "m 5"]  # free blocks without content, debt, release clock, births, taken ahead
 
 
 def init_block_table(static: SimStatic, params: SimParams) -> BlockTableState:
@@ -42,7 +42,7 @@ def init_block_table(static: SimStatic, params: SimParams) -> BlockTableState:
     m, p = static.num_instances, static.cache_entries
     words = (static.num_slots + 31) // 32
     entries = jnp.zeros((m, NUM_FIELDS + words, p), jnp.int32).at[:, ID].set(FREE)
-    scalars = jnp.zeros((m, 4), jnp.int32).at[:, UNHASHED].set(params.usable_blocks)
+    scalars = jnp.zeros((m, 5), jnp.int32).at[:, UNHASHED].set(params.usable_blocks)
     return BlockTableState(entries=entries, slots=jnp.zeros((m, 2, static.num_slots), jnp.int32), scalars=scalars)
 
 
@@ -54,7 +54,7 @@ class BlockTable(KvCache):
         self.id, self.depth, self.birth, self.stamp, self.ref = (entries[i] for i in range(NUM_FIELDS))
         self.holders = [entries[i] for i in range(NUM_FIELDS, entries.shape[0])]
         self.registered, self.start = slots[REGISTERED], slots[START]
-        self.unhashed, self.debt, self.clock, self.births = (scalars[i] for i in range(4))
+        self.unhashed, self.debt, self.clock, self.births, self.ahead = (scalars[i] for i in range(5))
 
     @classmethod
     def load(cls, static: SimStatic, requests: Requests, kv: BlockTableState, m: Array) -> BlockTable:
@@ -66,7 +66,7 @@ class BlockTable(KvCache):
         """Write it back."""
         entries = jnp.stack([self.id, self.depth, self.birth, self.stamp, self.ref, *self.holders])
         slots = jnp.stack([self.registered, self.start])
-        scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.births])
+        scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.births, self.ahead])
         put = lambda field, value: jax.lax.dynamic_update_index_in_dim(field, value, self._m, 0)
         return BlockTableState(
             entries=put(kv.entries, entries), slots=put(kv.slots, slots), scalars=put(kv.scalars, scalars)
@@ -77,7 +77,7 @@ class BlockTable(KvCache):
         """Cached blocks that nobody holds."""
         return (self.id != FREE) & (self.ref == 0)
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Evict as many of the longest released blocks as are owed."""
         idle, stamp, owed = self.idle_mask, self.stamp, self.debt
 
@@ -101,14 +101,25 @@ class BlockTable(KvCache):
         self.id = jnp.where(evicted, FREE, self.id)
         self.debt = jnp.zeros_like(owed)
 
+    def take_ahead(self, blocks: Int[Array, ""]) -> None:
+        """Take the part of the next `take` that comes before a release."""
+        ahead = jnp.maximum(blocks, self.ahead)
+        more = ahead - self.ahead
+        self.ahead = jnp.zeros_like(ahead)
+        self.take(more)
+        self.ahead = ahead
+
     def take(self, blocks: Int[Array, ""]) -> None:
         """Blocks without content first; the rest is owed."""
+        done = jnp.minimum(blocks, self.ahead)
+        blocks, self.ahead = blocks - done, self.ahead - done
         plain = jnp.minimum(blocks, self.unhashed)
         self.unhashed = self.unhashed - plain
         self.debt = self.debt + (blocks - plain)
 
     def register(self, running: Bool[Array, " s"], order: Int[Array, " s"], tokens: Int[Array, " s"]) -> None:
         """Entries for newly filled blocks, in list order. (The r-th new block goes to the r-th unused entry.)"""
+        self._settle()  # or there might be no unused entry
         size = self.id.shape[0]
         target = tokens // self._static.block_size
         new = jnp.where(running, jnp.maximum(target - self.registered, 0), 0)
@@ -131,6 +142,7 @@ class BlockTable(KvCache):
 
     def register_one(self, slot: Int[Array, ""], active: Bool[Array, ""], tokens: Int[Array, ""]) -> None:
         """Entries for the newly filled blocks of one slot."""
+        self._settle()
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         before, start = (jnp.sum(jnp.where(here, field, 0)) for field in (self.registered, self.start))
         new = jnp.where(active, jnp.maximum(tokens // self._static.block_size - before, 0), 0)
@@ -186,6 +198,7 @@ class BlockTable(KvCache):
 
     def lookup(self, row: Int[Array, ""], known: Int[Array, ""]) -> Hit:
         """Walk the request's blocks while a copy is cached; of several copies the oldest."""
+        self._settle()
         content, starts = self._requests.content, self._requests.content_start
         assert content is not None and starts is not None
         most = (known - 1) // self._static.block_size
