@@ -198,7 +198,8 @@ class Event:
     def cache_scheduled(self, slot: jax.Array | None = None, active: jax.Array | bool = True) -> None:
         """Inside schedule(): the blocks that this call's tokens will fill become findable.
 
-        vLLM registers a block when its tokens are scheduled, as far as they are known (single_type_kv_cache_manager.py).
+        vLLM registers a block when its tokens are scheduled, as far as they are known
+        (single_type_kv_cache_manager.py).
         """
         filled = self.slots.computed + self.slots.chunk
         tokens = jnp.minimum(filled, self.slots.known - self.tokens_in_flight())

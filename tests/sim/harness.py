@@ -40,7 +40,7 @@ def block_ids(workload: Workload, block_size: int) -> tuple[list[int], list[int]
 
 
 def to_requests(workload: Workload, pad_to: int, blocks: tuple[int, int] | None = None) -> Requests:
-    """A reference workload as the machine's table, padded. `blocks` = (block size, most blocks of a turn): with content."""
+    """A reference workload as the machine's table, padded. `blocks` = (block size, most of a turn): with content."""
     num = len(workload.prompt_tokens)
     arrival = np.zeros(num, np.int64)
     arrival[: workload.num_programs] = workload.arrival_us[: workload.num_programs]

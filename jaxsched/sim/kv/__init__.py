@@ -1,6 +1,6 @@
 """The KV prefix cache of an instance, in interchangeable representations behind `KvCache`.
 
-`NoCache`: blocks are a count. `BlockTable`: every cached block is an entry; exact for any sharing of content. `RunTable`:
+`NoCache`: blocks are a count. `BlockTable`: every cached block is an entry; exact for any sharing. `RunTable`:
 consecutive blocks that were let go together are one entry; fast, exact for group prefixes and append-only chains.
 Rules: docs/semantics.md, section 8 (vLLM 0.33: v1/core/kv_cache_manager.py, block_pool.py).
 """
@@ -16,7 +16,8 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.static import SimStatic
 
 __all__ = [
-    "BlockTable", "BlockTableState", "Hit", "KvCache", "NoCache", "RunTable", "RunTableState", "init_cache", "load_cache",
+    "BlockTable", "BlockTableState", "Hit", "KvCache", "NoCache", "RunTable", "RunTableState",
+    "init_cache", "load_cache",
 ]  # fmt: skip
 
 
