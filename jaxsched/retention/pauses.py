@@ -119,7 +119,7 @@ def tables_from_laws(laws: Sequence[PauseLaw], knots: int = 512, tail: float = 1
     """One row of `knots` knots per law between its quantiles 0.001 and 1 - `tail`, and both sides of its jumps.
 
     Half of the knots are logarithmic in time (which suits heavy tails), half in survival (which suits light ones); 512
-    err in the hazard of the laws tried by at most 4 %. Pauses beyond the last knot count as never ending: `tail` of all.
+    err in the hazard of the laws tried by at most 4 %. Pauses beyond the last knot (`tail` of all) count as endless.
     """
     times, survivals = zip(*(_law_knots(law, knots, tail) for law in laws), strict=True)
     return pause_table(jnp.asarray(np.stack(times), jnp.float32), jnp.asarray(np.stack(survivals), jnp.float32))
