@@ -61,6 +61,7 @@ class Flag(enum.IntFlag):
     PAUSED_OVERFLOW = 2  # more paused programs than `num_paused`: programs were cut short
     WINDOW_OVERFLOW = 4  # an ordered queue held requests outside its window (they were not compared)
     STUCK = 8  # an idle instance with waiting requests that can never be admitted
+    SLOTS_SHORT = 16  # only the lack of a slot kept a request out: a row too short to be exact (`simulation.run_lanes`)
 
 
 class Phase(enum.IntEnum):
