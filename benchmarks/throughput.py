@@ -5,6 +5,7 @@
 Each row is timed over whole calls of the compiled program in the middle of the run (after start-up, before the first
 lane drains), several times; minimum and median time are turned into rates, the median is the one to quote. The load is
 checked, not assumed: the arrival rate is `--load` times the capacity measured for the policy and cluster of the row.
+Slots per instance are what a rollout at that rate begins with; where a lane needs more, the row is measured with more.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ def main() -> int:
     parser.add_argument("--preset", default="chat", choices=PRESETS, help="scenario")
     parser.add_argument("--instances", type=int, nargs="+", default=[4])
     parser.add_argument("--policy", nargs="+", default=["vllm"])
-    parser.add_argument("--lanes", type=int, nargs="+", help="lanes of a row (default: 1 and 128 per core)")
+    parser.add_argument("--lanes", type=int, nargs="+", help="lanes of a row (default: 1 and 32 per core)")
     parser.add_argument("--load", type=float, default=0.85, help="arrival rate as a multiple of the measured capacity")
     parser.add_argument("--requests", type=int, default=4000, help="requests per lane")
     parser.add_argument("--devices", type=int, help="local devices to spread lanes over (default: one per core)")
     parser.add_argument("--repeats", type=int, default=7, help="timed calls")
+    parser.add_argument("--slots", type=int, help="slots per instance to begin with, FCFS only (default: as a rollout)")
     parser.add_argument("--rate", type=float, help="programs/s per instance, instead of measuring the capacity")
     parser.add_argument("--json", action="store_true", help="the last line of stdout is a JSON list of the rows")
     options = parser.parse_args()
@@ -40,7 +42,7 @@ def main() -> int:
     import jax
 
     devices = options.devices or len(jax.local_devices())
-    lanes = options.lanes or [1, 128 * devices]
+    lanes = options.lanes or [1, 32 * devices]
     backend = f"jax {jax.__version__} on {jax.default_backend()}, {devices} devices"
     print(f"machine: {_machine()}; {backend}; load {options.load}")
     rows = []
@@ -80,16 +82,33 @@ def _rate(options: argparse.Namespace, policy: str, instances: int) -> tuple[flo
 
 
 def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devices: int) -> dict:
+    from jaxsched import simulation as r
+
+    scenario, chosen = _scenario(options, policy, instances)
+    static = r.static_of(scenario, chosen)
+    lanes = r.synthetic_lanes(scenario, chosen, list(range(num_lanes)), [rate])
+    if options.slots and static.scheduler.order is None:
+        static = static.with_slots(options.slots)
+    else:
+        static = r.with_first_slots(static, scenario, lanes.requests, rate)
+    while (row := _timed(options, scenario, static, lanes, devices)) is None:
+        static = static.with_slots(2 * static.num_slots)
+    return {
+        "preset": options.preset, "policy": policy, "instances": instances, "lanes": num_lanes, "devices": devices,
+        "rate_per_s": rate, **row,
+    }  # fmt: skip
+
+
+def _timed(options, scenario, static, lanes, devices: int) -> dict | None:
+    """One row with rows of `static.num_slots` slots; None if some lane was short of one, warm-up included."""
     import jax
     import numpy as np
 
     from jaxsched import simulation as r
     from jaxsched.sim.clock import split_us
-    from jaxsched.sim.state import Count
+    from jaxsched.sim.state import Count, Flag
 
-    scenario, chosen = _scenario(options, policy, instances)
-    static = r.static_of(scenario, chosen)
-    lanes = r.synthetic_lanes(scenario, chosen, list(range(num_lanes)), [rate])
+    num_lanes, instances = len(lanes.first_program), scenario.num_instances
     start, chunk = r._programs(static, r._freeze(lanes.param_axes), r._freeze(lanes.request_axes), devices)
     params, requests = lanes.params, lanes.requests
     if devices > 1:
@@ -118,6 +137,8 @@ def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devi
         if previous is not None and call >= warm:
             samples.append((elapsed, totals - previous))
         previous = totals
+    if (np.asarray(state.flags) & Flag.SLOTS_SHORT).any():
+        return None
     if not samples:
         sys.exit("error: --requests is too small: a lane was done before the measurement; raise it")
     arrived, finished = counts[:, Count.ARRIVED].sum(), counts[:, Count.FINISHED].sum()
@@ -130,8 +151,7 @@ def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devi
     micro, micro_best = rates(Count.MICRO_STEPS)
     micro_steps, requests = (sum(d[which] for _, d in samples) for which in (Count.MICRO_STEPS, Count.FINISHED))
     return {
-        "preset": options.preset, "policy": policy, "instances": instances, "lanes": num_lanes, "devices": devices,
-        "rate_per_s": rate, "bytes_per_lane": num_bytes,
+        "bytes_per_lane": num_bytes,
         "requests_per_s": done_per_s, "requests_per_s_best": best,
         "micro_steps_per_s": micro, "micro_steps_per_s_best": micro_best,
         "engine_steps_per_s": rates(Count.ENGINE_STEPS)[0],
@@ -145,7 +165,8 @@ def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devi
 
 
 COLUMNS = (
-    ("policy", "{}", 14), ("instances", "{}", 9), ("lanes", "{}", 6), ("requests_per_s", "{:,.0f}", 14),
+    ("policy", "{}", 14), ("instances", "{}", 9), ("lanes", "{}", 6), ("slots", "{}", 5),
+    ("requests_per_s", "{:,.0f}", 14),
     ("requests_per_s_best", "{:,.0f}", 19), ("micro_steps_per_s", "{:,.0f}", 17), ("engine_steps_per_s", "{:,.0f}", 18),
     ("simulated_s_per_s", "{:,.0f}", 17), ("bytes_per_lane", "{:,.0f}", 14), ("compile_s", "{:.1f}", 9),
     ("busy_fraction", "{:.2f}", 13), ("in_system_per_instance", "{:.1f}", 22),

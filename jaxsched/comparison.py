@@ -14,7 +14,7 @@ from jaxsched.metrics.result import RolloutResult
 from jaxsched.policies.base import Policy
 from jaxsched.report import ComparisonData, Timeline
 from jaxsched.scenario import Scenario
-from jaxsched.simulation import rollouts
+from jaxsched.simulation import rollouts, static_of
 from jaxsched.stats import Capacity, find_capacity
 
 #: Metrics put side by side, in the order of the report; `comparison_table` takes them all.
@@ -63,6 +63,8 @@ def measure_capacity(scenario: Scenario, policy: Policy, seeds: Sequence[int], t
     if not scenario.is_trace:
         # Long enough that requests in flight are few against those that arrived.
         scenario = dataclasses.replace(scenario, num_programs=max(scenario.num_programs, CAPACITY_PROGRAMS))
+    # Full rows at once: overload needs them, and one program for all rates compiles sooner than several faster ones.
+    scenario = dataclasses.replace(scenario, num_slots=static_of(scenario, policy).full_slots)
     flood = rollouts(scenario, policy, seeds, [20.0 * scenario.rate_per_s])[0]
     t = flood.trajectory
     rates = []

@@ -24,8 +24,9 @@ from jaxsched.sim.clock import split_us
 from jaxsched.sim.machine import advance, init_state, is_done
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
-from jaxsched.sim.state import Count, Instance, State
+from jaxsched.sim.state import Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
+from jaxsched.slots import first_slots
 from jaxsched.workloads import Preset, Workload
 
 #: Micro-steps between two snapshots, and snapshots per call of the compiled program.
@@ -123,21 +124,33 @@ def _true_lengths(policy: Policy, requests: Requests) -> Requests:
 
 
 def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimStatic:
-    """The compiled program's description for a policy on a scenario."""
-    slots = scenario.num_slots
-    return make_static(
+    """The compiled program's description for a policy on a scenario, with full rows."""
+    static = make_static(
         policy,
         num_instances=scenario.num_instances,
-        num_slots=slots,
+        num_slots=scenario.num_slots,
         timeouts=any(scenario.timeouts()),
         delayed_view=scenario.router_delay_us > 0,
-        queue_capacity=max(scenario.queue_capacity, 2 << max(slots or 0, 256).bit_length()),
         max_run_steps=scenario.max_run_steps,
         block_size=scenario.block_size,
         num_paused=scenario.max_paused_programs,
         num_classes=scenario.num_classes,
         record=record,
     )
+    # Room for a full row that is preempted, and as much again for those who wait.
+    room = 2 << max(static.full_slots, 256).bit_length()
+    return dataclasses.replace(static, queue_capacity=max(scenario.queue_capacity, room))
+
+
+def with_first_slots(static: SimStatic, scenario: Scenario, requests: Requests, rate_per_s: float) -> SimStatic:
+    """`static` with the rows that a run at `rate_per_s` begins with: what the scenario says, else an estimate.
+
+    Ordered queues keep full rows: they compare the requests in them, so there is no row that is merely too short.
+    """
+    if scenario.num_slots is not None or static.scheduler.order is not None:
+        return static
+    per_instance = rate_per_s / scenario.num_instances
+    return static.with_slots(first_slots(static.full_slots, scenario.timing, requests, per_instance))
 
 
 @functools.lru_cache(maxsize=64)
@@ -208,23 +221,49 @@ def _freeze(axes: Any) -> tuple:
 def run_lanes(
     static: SimStatic, lanes: Lanes, *, num_devices: int | None = None, progress: Progress | None = None
 ) -> tuple[State, Trajectory]:
-    """Run every lane to its end. Returns the final states (numpy, leading lane axis) and the trajectory."""
+    """Run every lane to its end. Returns the final states (numpy, leading lane axis) and the trajectory.
+
+    Where `static` begins with short rows (`SimStatic.with_slots`) and some lane would have needed a longer one, all
+    lanes run again with twice the slots: the result is that of full rows, bit for bit. `progress` then stands still
+    until it is passed.
+    """
     num_lanes = len(lanes.first_program)
     devices = min(num_devices or len(jax.local_devices()), num_lanes)
     lanes = _pad_lanes(lanes, -num_lanes % devices)
+    if devices > 1:
+        lanes = dataclasses.replace(
+            lanes,
+            params=_place(lanes.params, lanes.param_axes, devices),
+            requests=_place(lanes.requests, lanes.request_axes, devices),
+        )
+    shown = 0
+
+    def show(settled: int) -> None:
+        nonlocal shown
+        shown = max(shown, settled)
+        if progress is not None:
+            progress(shown, lanes.num_turns)
+
+    while (found := _run_once(static, lanes, devices, num_lanes, show)) is None:
+        static = static.with_slots(2 * static.num_slots)
+    return found
+
+
+def _run_once(
+    static: SimStatic, lanes: Lanes, devices: int, num_lanes: int, show: Callable[[int], None]
+) -> tuple[State, Trajectory] | None:
+    """`run_lanes` with rows as `static` has them; None as soon as a lane is short of a slot."""
     start, chunk = _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), devices)
     epoch, us = split_us(lanes.start_us)
     params, requests = lanes.params, lanes.requests
-    if devices > 1:
-        params, requests = _place(params, lanes.param_axes, devices), _place(requests, lanes.request_axes, devices)
     state = start(params, requests, jnp.asarray(lanes.first_program, jnp.int32), jnp.asarray(epoch), jnp.asarray(us))
     pieces: list[dict[str, np.ndarray]] = []
     while True:
         state, snapshots, done = chunk(params, requests, state)
+        if static.num_slots < static.full_slots and np.any(np.asarray(state.flags) & Flag.SLOTS_SHORT):
+            return None
         pieces.append({k: np.asarray(v)[:num_lanes] for k, v in snapshots.items()})
-        if progress is not None:
-            settled = pieces[-1]["finished"][:, -1].sum() + pieces[-1]["gone"][:, -1].sum()
-            progress(int(settled), lanes.num_turns)
+        show(int(pieces[-1]["finished"][:, -1].sum() + pieces[-1]["gone"][:, -1].sum()))
         if bool(np.all(np.asarray(done))):
             break
     trajectory = Trajectory.join(pieces, lanes.start_us[:num_lanes])
@@ -285,7 +324,8 @@ def rollout(
         rate_per_s: programs per second, instead of the scenario's rate times `load`.
         record: keep every turn's life (`RolloutResult.records`).
         num_devices: how many local devices to spread the lanes over; None = all.
-        progress: called after each chunk with (turns settled, turns expected).
+        progress: called after each chunk with (turns settled, turns expected). Never falls: when lanes run again
+            because their rows were too short, it stands still until they have come as far.
 
     Raises:
         UserError: the policy cannot run on the scenario.
@@ -318,11 +358,11 @@ def rollouts(
             raise UserError(f"arrival rate {rate}", expected="requests per second above 0")
     scenario.check(policy)
     static = static_of(scenario, policy, record)
-    run = functools.partial(run_lanes, static, num_devices=num_devices, progress=progress)
+    run = functools.partial(run_lanes, num_devices=num_devices, progress=progress)
     results = []
     if isinstance(scenario.workload, Preset):
         lanes = synthetic_lanes(scenario, policy, seeds, rates_per_s)
-        state, trajectory = run(lanes)
+        state, trajectory = run(with_first_slots(static, scenario, lanes.requests, max(rates_per_s)), lanes)
         for i, rate in enumerate(rates_per_s):
             part = slice(i * len(seeds), (i + 1) * len(seeds))
             cut = dataclasses.replace(lanes, requests=jax.tree.map(lambda x, p=part: x[p], lanes.requests))
@@ -334,7 +374,7 @@ def rollouts(
         trace = scenario.workload
         trace = trace if rate == scenario.rate_per_s else trace.to_rate(rate)
         lanes = trace_lanes(scenario, policy, trace, len(seeds), seeds)
-        state, trajectory = run(lanes)
+        state, trajectory = run(with_first_slots(static, scenario, lanes.requests, rate), lanes)
         results.append(_result(scenario, policy, seeds, rate, static, lanes, state, trajectory))
     return results
 

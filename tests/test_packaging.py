@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +20,31 @@ from hatchling.builders.wheel import WheelBuilder
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-#: The parts whoever embeds the simulator imports; the config and CLI layers (pydantic, tyro) are not among them.
+#: The parts whoever embeds the simulator imports; config files and the command line are not among them.
 LIGHT_PACKAGES = ("sim", "timing", "workloads", "policies", "metrics", "simulation")
 #: What those parts must do without, importable or not.
-HEAVY = ("pydantic", "tyro")
+HEAVY = ("pydantic",)
+#: Distributions that are imported under another name.
+IMPORT_NAMES = {"pyyaml": "yaml", "orbax-checkpoint": "orbax"}
+#: Modules that are part of a dependency under a name of their own (pydantic needs exactly one pydantic_core).
+PARTS = {"pydantic_core"}
+
+
+def import_names(requirements: list[str]) -> set[str]:
+    """Top-level modules of requirements such as ``"pyyaml>=6.0"``."""
+    names = {re.split(r"[^A-Za-z0-9_-]", requirement)[0].lower() for requirement in requirements}
+    return {IMPORT_NAMES.get(name, name) for name in names}
+
+
+def imported_by(path: Path) -> set[str]:
+    """Top-level modules that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
 
 
 def modules_of(part: str) -> list[str]:
@@ -58,7 +81,7 @@ print(len(modules))
 
 
 @pytest.mark.parametrize("part", LIGHT_PACKAGES)
-def test_the_simulator_imports_without_pydantic_and_tyro(part):
+def test_the_simulator_imports_without_pydantic(part):
     modules = modules_of(part)
     done = run_python(BLOCKED_IMPORTS, ",".join(HEAVY), *modules)
     assert done.returncode == 0, done.stderr
@@ -69,6 +92,25 @@ def test_the_import_blocker_blocks():
     done = run_python(BLOCKED_IMPORTS, ",".join(HEAVY), "jaxsched.config")
     assert done.returncode != 0
     assert "pydantic is blocked by the test" in done.stderr
+
+
+def test_everything_jaxsched_imports_is_a_declared_dependency():
+    """Also what jax happens to bring along: nothing promises that it will tomorrow. pyarrow comes with an extra."""
+    project = PYPROJECT["project"]
+    declared = import_names([*project["dependencies"], *project["optional-dependencies"]["traces"]])
+    imported = {module: path for path in (ROOT / "jaxsched").rglob("*.py") for module in imported_by(path)}
+    missing = set(imported) - declared - PARTS - set(sys.stdlib_module_names) - {"jaxsched"}
+    assert {module: str(imported[module]) for module in missing} == {}
+
+
+def test_every_module_imports_without_what_only_developers_install():
+    project = PYPROJECT["project"]
+    extras = import_names(project["optional-dependencies"]["dev"]) - import_names(project["dependencies"])
+    assert {"pytest", "hypothesis"} <= extras
+    modules = [module.name for module in pkgutil.walk_packages([str(ROOT / "jaxsched")], prefix="jaxsched.")]
+    done = run_python(BLOCKED_IMPORTS, ",".join(sorted(extras - {"jaxsched"})), *modules)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(modules)
 
 
 def test_importing_jaxsched_does_not_start_a_jax_backend():

@@ -61,7 +61,7 @@ class ClusterConfig(Section):
     """Size of the cluster and of the simulator's bounded tables."""
 
     num_instances: PositiveInt
-    num_slots: PositiveInt | None = None  # requests an instance holds besides its FIFO; None: what the policy needs
+    num_slots: PositiveInt | None = None  # requests an instance holds besides its FIFO; None: what the run needs
     queue_capacity: NonNegativeInt = 1024  # waiting requests per instance beyond which arrivals are rejected
     max_run_steps: PositiveInt = 32  # engine steps one event may cover
     max_paused_programs: NonNegativeInt = 0  # programs that may wait between turns at once

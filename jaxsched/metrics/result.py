@@ -36,6 +36,7 @@ FLAG_TEXT = {
         "an ordered queue was longer than its window (cluster.num_slots): late arrivals waited FIFO outside it"
     ),
     Flag.STUCK: "an idle instance held requests that can never be admitted",
+    Flag.SLOTS_SHORT: "rows had too few slots to be exact: a request waited for one",
 }
 
 

@@ -10,7 +10,7 @@ from jaxsched.sim.clock import relative_us
 from jaxsched.sim.event import Event, ceil_blocks, count, first_slot, set_where, slot_with
 from jaxsched.sim.kv import Hit
 from jaxsched.sim.running import preempt
-from jaxsched.sim.state import DEAD, EMPTY, WAITING, Col, Count, Fate, Hist
+from jaxsched.sim.state import DEAD, EMPTY, WAITING, Col, Count, Fate, Flag, Hist
 from jaxsched.sim.views import QueueView
 
 
@@ -179,6 +179,9 @@ def admission_step(
         blocks = reserved = ceil_blocks(static, sched.max_model_len)
         memory = blocks <= inst.free
     settled = event.kv.settled
+    if fcfs:  # in a row shorter than full; whatever else keeps a request out does so in full rows too
+        short = active & may & ~dead & ~expired & fits & memory & settled & ~room_for_slot
+        event.state = state.replace(flags=state.flags | jnp.where(short, int(Flag.SLOTS_SHORT), 0))
     considered = active & may & ~dead & room_for_slot & settled
     drops = active & may & expired
     admits = considered & ~expired & fits & memory
@@ -206,7 +209,7 @@ def admission_step(
     seats = inst.running >= sched.max_num_seqs
     if family == "static":
         seats |= state.was_idle == 0
-    blocked = seats | (may & ~expired & ~(memory & fits)) | ~room_for_slot
+    blocked = seats | (may & ~expired & ~(memory & fits))
     displacing = displaced | dropped_early
     return (progress & more) | displacing, displacing, blocked
 

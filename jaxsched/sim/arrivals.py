@@ -150,7 +150,7 @@ def take_arrival(
     waiting = scalars[_FIELD["waiting"]]
     # A preempted request re-enters at the front, so that many entries must stay free.
     full = (params.max_queue > 0) & (waiting >= params.max_queue)
-    full |= scalars[_FIELD["length"]] >= static.queue_capacity - static.num_slots
+    full |= scalars[_FIELD["length"]] >= static.queue_capacity - static.full_slots
     rejected_size, rejected_queue = active & too_large, active & ~too_large & full
     joins = active & ~too_large & ~full
 
@@ -186,7 +186,7 @@ def take_arrival(
     tally.count(Count.REJECTED_SIZE, rejected_size)
     tally.count(Count.REJECTED_QUEUE, rejected_queue)
     occupied = scalars[_FIELD["running"]] + waiting
-    tally.count(Count.QUEUED, joins & (occupied >= static.num_slots))
+    tally.count(Count.QUEUED, joins & (occupied >= static.full_slots))
     in_cohort = in_measured_cohort(params, turn.program)
     tally.count(Count.MEASURED_ARRIVED, active & in_cohort)
     record = state.record

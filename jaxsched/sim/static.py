@@ -44,6 +44,7 @@ class SimStatic:
     route: RouteHead
     num_instances: int
     num_slots: int  # requests an instance can hold besides its FIFO queue: running, preempted, and (ordered) candidates
+    max_slots: int | None = None  # slots of a full row, where rows begin shorter (FCFS); None: `num_slots` are all
     queue_capacity: int = 1024  # FIFO entries per instance; a power of two
     max_run_steps: int = 32  # longest run of decode steps taken as one event; 1 = step by step
     block_size: int = 16  # tokens per KV block
@@ -70,6 +71,18 @@ class SimStatic:
             raise ValueError(f"unknown prefix cache {self.prefix_cache!r}, expected one of {CACHES}")
         if self.prefix_cache != "none" and self.scheduler.family != "v1":
             raise ValueError(f"the {self.scheduler.family} engines have no prefix cache")
+
+    @property
+    def full_slots(self) -> int:
+        """Slots with which the lack of one never decides anything, whatever this program has."""
+        return self.max_slots or self.num_slots
+
+    def with_slots(self, num_slots: int) -> SimStatic:
+        """The same cluster with rows of another length, at most full; full rows are one program however they came."""
+        full = self.full_slots
+        if num_slots >= full:
+            return dataclasses.replace(self, num_slots=full, max_slots=None)
+        return dataclasses.replace(self, num_slots=num_slots, max_slots=full)
 
     @property
     def reserves_blocks(self) -> bool:

@@ -1,6 +1,6 @@
 """Plain-Python counterparts of `step_time.py`: exact integers without a width, a float version, and the overflow check.
 
-Slow and obvious on purpose: tests and `calibrate` use them, the simulator never does.
+Slow and obvious on purpose: tests, `calibrate` and estimates before a run use them, the machine never does.
 """
 
 from __future__ import annotations
