@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsched.errors import UserError
 from jaxsched.sim.clock import EPOCH_US
-from jaxsched.workloads.content import num_full_blocks
+from jaxsched.workloads.content import followed, num_full_blocks, prefix_conflict
 
 #: Latest representable time: the machine counts epochs in int32 and adds pauses to clock readings.
 MAX_TIME_US = (2**30) * EPOCH_US
@@ -161,16 +161,11 @@ def check_content(columns: Columns, content: np.ndarray, start: np.ndarray, bloc
 
 def _check_prefixes(line: np.ndarray, content: np.ndarray, start: np.ndarray, counts: np.ndarray, where: str) -> None:
     """An id stands for its block and everything before it: it always follows the same id."""
-    if len(content) == 0:
-        return
-    previous = np.append(-1, content[:-1])
-    previous[start[counts > 0]] = -1
-    order = np.lexsort((np.arange(len(content)), content))
-    same = content[order[1:]] == content[order[:-1]]
-    differs = np.flatnonzero(same & (previous[order[1:]] != previous[order[:-1]]))
-    if len(differs):
-        at, other = int(order[1:][differs[0]]), int(order[:-1][differs[0]])
+    conflict = prefix_conflict(content, start, counts)
+    if conflict is not None:
+        at, other = conflict
         row = int(np.searchsorted(start + counts, at, side="right"))
+        previous = followed(content, start, counts)
         say = lambda i: "begins a prompt" if previous[i] < 0 else f"follows {previous[i]}"
         raise UserError(
             f"block id {content[at]} {say(at)} here and {say(other)} elsewhere",

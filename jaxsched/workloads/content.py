@@ -96,3 +96,65 @@ def ids_of_turns(
     free = int(known.max()) + 1 if len(known) else 0
     result[~is_known] = free + np.arange(int(np.count_nonzero(~is_known)))
     return result
+
+
+def ids_of_chains(
+    chain: np.ndarray,
+    group: np.ndarray,
+    group_tokens: np.ndarray,
+    prompt_tokens: np.ndarray,
+    output_tokens: np.ndarray,
+    block_size: int,
+) -> np.ndarray:
+    """Flat ids of all full blocks that say the same as chains and groups do.
+
+    A block inside the group's prefix is the group's; every other one, also the one in which the prefix ends, is the
+    chain's.
+    """
+    counts = num_full_blocks(prompt_tokens, output_tokens, block_size)
+    shared = np.where(group >= 0, np.minimum(group_tokens // block_size, counts), 0)
+    groups, chains = dense(group), dense(chain)
+    longest = np.zeros(int(groups.max()) + 1, np.int64)
+    np.maximum.at(longest, groups, shared)
+    group_base, used = starts_of(longest), int(longest.sum())
+    longest = np.zeros(int(chains.max()) + 1, np.int64)
+    np.maximum.at(longest, chains, counts)
+    chain_base = used + starts_of(longest)
+
+    place = np.arange(int(counts.sum())) - np.repeat(starts_of(counts), counts)
+    in_group = place < np.repeat(shared, counts)
+    return place + np.where(in_group, np.repeat(group_base[groups], counts), np.repeat(chain_base[chains], counts))
+
+
+def prefix_conflict(content: np.ndarray, start: np.ndarray, counts: np.ndarray) -> tuple[int, int] | None:
+    """Two places of one id that follow different ids, if there are any; -1 is followed at the beginning of a row."""
+    if len(content) == 0:
+        return None
+    previous = followed(content, start, counts)
+    order = np.argsort(content, kind="stable")
+    same = content[order[1:]] == content[order[:-1]]
+    differs = np.flatnonzero(same & (previous[order[1:]] != previous[order[:-1]]))
+    return (int(order[1:][differs[0]]), int(order[:-1][differs[0]])) if len(differs) else None
+
+
+def followed(content: np.ndarray, start: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The id before each id in its row, -1 at the beginning."""
+    previous = np.append(np.int64(-1), content[:-1])
+    previous[start[counts > 0]] = -1
+    return previous
+
+
+def with_prefixes(content: np.ndarray, start: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Ids that stand for a block and everything before it, from ids that stand for the block alone."""
+    result = np.empty(len(content), np.int64)
+    rows = np.flatnonzero(counts > 0)
+    node, used = np.full(len(rows), -1, np.int64), 0
+    for depth in range(int(counts.max(initial=0))):
+        going = counts[rows] > depth
+        rows, node = rows[going], node[going]
+        pair = np.stack([node, content[start[rows] + depth]], axis=1)
+        unique, index = np.unique(pair, axis=0, return_inverse=True)
+        node = used + index.reshape(-1)
+        used += len(unique)
+        result[start[rows] + depth] = node
+    return result

@@ -23,7 +23,14 @@ from jaxsched.workloads.checks import (
     check_ranges,
     check_sharing,
 )
-from jaxsched.workloads.content import derive_chains, gather, num_full_blocks, split_blocks, starts_of
+from jaxsched.workloads.content import (
+    derive_chains,
+    gather,
+    ids_of_chains,
+    num_full_blocks,
+    split_blocks,
+    starts_of,
+)
 from jaxsched.workloads.device_table import as_requests, content_of, from_table, to_table
 from jaxsched.workloads.hashing import keyed_normal, keyed_uniform
 
@@ -275,6 +282,15 @@ class Workload:
             raise UserError("no block ids to split", where=self.source or self.name, expected="a trace with block ids")
         lengths = self.prompt_tokens, self.output_tokens
         content = split_blocks(self.content, *lengths, self.content_block_size, block_tokens)
+        start = starts_of(num_full_blocks(*lengths, block_tokens))
+        return self._replace(content=content, content_start=start, content_block_size=block_tokens)
+
+    def with_block_ids(self, block_tokens: int) -> Workload:
+        """The same workload with what chains and groups say written as block ids (the table form of the formula)."""
+        if block_tokens < 1:
+            raise UserError(f"block_tokens {block_tokens}", expected="at least 1")
+        lengths = self.prompt_tokens, self.output_tokens
+        content = ids_of_chains(self.chain, self.group, self.group_tokens, *lengths, block_tokens)
         start = starts_of(num_full_blocks(*lengths, block_tokens))
         return self._replace(content=content, content_start=start, content_block_size=block_tokens)
 
