@@ -4,8 +4,7 @@ A stream's key is ``fold_in(seed key, stream)``. The draw of an element is the t
 counter ``(turn, program)``: 64 bits, which for turn 0 are exactly the key data of ``fold_in(stream key, program)``.
 Element ``i`` is therefore the same however many elements are generated, in whatever order, alone or under `vmap`.
 The block function is written out (20 rounds, Salmon et al., SC 2011) because the `fold_in` of JAX does not fuse with
-the
-arithmetic that follows it on CPU: 48 against 4 ns per element, measured.
+the arithmetic that follows it on CPU: 48 against 4 ns per element, measured.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int, UInt
 
 #: Stream numbers: one per kind of draw. Never renumber: they are part of what a seed means.
-GAP, PROMPT, OUTPUT, PREDICTION, DRIFT, TURNS, GROWTH, PAUSE, KLASS, EVENT = range(10)
+GAP, PROMPT, OUTPUT, PREDICTION, DRIFT, TURNS, GROWTH, PAUSE, KLASS, EVENT, KIND, GROUP, PREFIX = range(13)
 
 #: Two random words per element.
 Words = tuple[UInt[Array, "*n"], UInt[Array, "*n"]]

@@ -48,6 +48,21 @@ class Constant(Law):
 
 
 @dataclass(frozen=True)
+class Uniform(Law):
+    """Uniform between `low` and `high`."""
+
+    low: float
+    high: float
+
+    def sample(self, words: Words) -> Float[Array, "*n"]:
+        return jnp.float32(self.low) + jnp.float32(self.high - self.low) * uniform(words[0])
+
+    @property
+    def mean(self) -> float:
+        return 0.5 * (self.low + self.high)
+
+
+@dataclass(frozen=True)
 class Exponential(Law):
     """Exponential with mean `scale`."""
 
@@ -91,9 +106,13 @@ class LogNormalMixture(Law):
     high: float = math.inf
 
     def sample(self, words: Words) -> Float[Array, "*n"]:
+        return self.stretched(words, jnp.float32(1.0))
+
+    def stretched(self, words: Words, tail: Float[Array, ""]) -> Float[Array, "*n"]:
+        """The law with every component's log-sd times `tail` (which may be traced): same medians, other tails."""
         weights = np.array([c[0] for c in self.components])
         edges = np.cumsum(weights / weights.sum())[:-1]
-        u, z = uniform(words[0]), normal(words[1])
+        u, z = uniform(words[0]), normal(words[1]) * tail
         _, mu, sigma = self.components[0]
         log_value = jnp.float32(mu) + jnp.float32(sigma) * z
         for edge, (_, mu, sigma) in zip(edges, self.components[1:], strict=True):

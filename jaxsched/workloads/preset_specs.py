@@ -1,4 +1,4 @@
-"""The numbers of every preset, with their sources. Fitted parameters only: no row of any trace is shipped.
+"""The numbers of the presets of single requests, with their sources: fitted parameters, no row of any trace.
 
 Lognormal mixtures ((weight, log-mean, log-sd)) are fits of the project's study of the public traces; a `QuantileTable`
 is a piecewise fit of this project, finer than a mixture of three lognormals. The Kolmogorov-Smirnov (KS) distance to
@@ -8,13 +8,13 @@ the source is given beside each. What no source gives is marked "judgement".
 from __future__ import annotations
 
 from jaxsched.workloads.arrivals import DriftingRenewal, OnOff, Renewal, TickBatches
-from jaxsched.workloads.generate import RequestSpec, SessionSpec
+from jaxsched.workloads.generate import RequestSpec
 from jaxsched.workloads.laws import (
-    Discrete,
     Exponential,
     Gamma,
     LogNormalMixture,
     QuantileTable,
+    Uniform,
     zipf,
 )
 from jaxsched.workloads.presets import Preset
@@ -105,20 +105,22 @@ MOONCAKE_CONV = Preset(
 
 # -- Length data sets without a clock: Poisson arrivals, default rate a judgement ------------------------------------
 
+SHAREGPT_PROMPT = QuantileTable(  # KS 0.011
+    (-3.3, -2.291, -1.786, -0.427, -0.039, 0.427, 1.359, 1.786, 2.213, 3.3),
+    (0.427, 0.814, 1.68, 2.993, 3.511, 4.388, 6.828, 7.464, 7.899, 8.255),
+)
+SHAREGPT_OUTPUT = QuantileTable(  # KS 0.006
+    (-3.3, -1.98, -1.242, -0.971, -0.466, -0.194, 0.039, 1.514, 1.902, 3.3),
+    (1.494, 2.501, 3.849, 4.482, 5.208, 5.51, 5.682, 6.668, 6.83, 7.054),
+)
 SHAREGPT = Preset(
     "sharegpt",
     "ShareGPT chat lengths (Llama-2 tokenizer), Poisson arrivals",
     "ShareGPT as tokenised for Vidur experiments (7,000 rows)",
     RequestSpec(
         arrivals=_POISSON,
-        prompt=QuantileTable(  # KS 0.011
-            (-3.3, -2.291, -1.786, -0.427, -0.039, 0.427, 1.359, 1.786, 2.213, 3.3),
-            (0.427, 0.814, 1.68, 2.993, 3.511, 4.388, 6.828, 7.464, 7.899, 8.255),
-        ),
-        output=QuantileTable(  # KS 0.006
-            (-3.3, -1.98, -1.242, -0.971, -0.466, -0.194, 0.039, 1.514, 1.902, 3.3),
-            (1.494, 2.501, 3.849, 4.482, 5.208, 5.51, 5.682, 6.668, 6.83, 7.054),
-        ),
+        prompt=SHAREGPT_PROMPT,
+        output=SHAREGPT_OUTPUT,
         max_total_tokens=4_096,
     ),
     rate_per_s=5.0,
@@ -242,94 +244,20 @@ M_LARGE = Preset(
     rate_per_s=209.5,
 )
 
-# -- Programs of several turns; no source has session arrivals except Mooncake: Poisson, default rates a judgement ---
+# -- Single requests that share system prompts ------------------------------------------------------------------------
 
-CODING_AGENT = Preset(
-    "coding_agent",
-    "Interactive coding agent: 58 requests a session over a context of about 130,000 tokens, tool and user pauses",
-    "450 Claude Code sessions (kv-cache-tester)",
-    SessionSpec(
+SHARED_PROMPTS = Preset(
+    "shared_prompts",
+    "Requests of 64 tenants, each with its own system prompt of 512-2,048 tokens; Zipf popularity (exponent 1.1)",
+    "questions and answers as ShareGPT; number, popularity and length of the system prompts are judgement",
+    RequestSpec(
         arrivals=_POISSON,
-        turns=LogNormalMixture(((1.0, 3.46, 1.18),)),  # KS 0.038; mean 58, p50 35, p95 213
-        first_prompt=LogNormalMixture(((0.37, 9.76, 0.30), (0.48, 11.41, 0.59), (0.14, 12.76, 0.52))),
-        growth=LogNormalMixture(((0.76, 6.44, 0.88), (0.24, 7.70, 1.23))),  # p50 740
-        output=LogNormalMixture(((0.75, 5.36, 0.64), (0.25, 6.47, 1.02)), high=20_000.0),
-        pauses=(
-            (
-                0.82,
-                LogNormalMixture(((0.76, 2.15, 0.62), (0.24, 4.07, 1.63))),
-            ),  # after a tool result; p50 10 s, p95 163 s
-            (0.18, LogNormalMixture(((0.72, 4.35, 1.17), (0.28, 6.73, 1.32)))),  # after a user message; p50 133 s
-        ),
-        compacted=LogNormalMixture(((1.0, 10.58, 0.40),)),  # p50 39,000 after a compaction
-        compact_tokens=180_000,
-        max_context_tokens=500_000,
-        max_output_tokens=20_000,
-        max_turns=256,
+        prompt=SHAREGPT_PROMPT,
+        output=SHAREGPT_OUTPUT,
+        groups=zipf(64, 1.1),
+        prefix=Uniform(512.0, 2_048.0),
     ),
-    rate_per_s=0.02,
-)
-SWE_TOOL = Preset(
-    "swe_tool",
-    "Autonomous software-engineering agent: 25 calls a task, most tools instant, shell commands up to 120 s",
-    "AgentCgroup statistics (tools), mini-swe-agent (outputs); contexts fitted to LN(10.26, 0.52)",
-    SessionSpec(
-        arrivals=_POISSON,
-        turns=LogNormalMixture(((1.0, 3.0, 0.70),)),  # p50 20, mean 25.6 calls a task
-        first_prompt=LogNormalMixture(((1.0, 9.6, 0.25),)),
-        growth=LogNormalMixture(((1.0, 6.4, 0.9),)),
-        output=LogNormalMixture(((1.0, 4.6, 0.6),)),  # mean about 114 tokens; the spread is a judgement
-        pauses=(
-            (0.36, LogNormalMixture(((1.0, -0.62, 1.80),), high=120.0)),  # shell
-            (0.625, LogNormalMixture(((1.0, -3.2, 1.0),))),  # read, edit, search
-            (0.015, LogNormalMixture(((1.0, 4.52, 0.5),))),  # sub-agent, around 92 s
-        ),
-        compacted=LogNormalMixture(((1.0, 9.6, 0.25),)),
-        max_context_tokens=200_000,
-        max_turns=100,
-    ),
-    rate_per_s=0.1,
-)
-TAU_LIKE = Preset(
-    "tau_like",
-    "Customer-service agent: 12 calls a conversation, alternating tool calls and user replies",
-    "tau-bench airline trajectories (calls, text lengths); pauses and first prompt are judgement (no clock)",
-    SessionSpec(
-        arrivals=_POISSON,
-        turns=LogNormalMixture(((1.0, 2.37, 0.54),)),  # mean 12.3, p95 23
-        first_prompt=LogNormalMixture(((1.0, 8.5, 0.15),)),  # judgement: policy text and tool schemas
-        growth=LogNormalMixture(((1.0, 5.2, 0.6),)),  # answer 215 characters + tool output 667 characters, p50, / 4
-        output=LogNormalMixture(((1.0, 4.0, 0.6),)),  # 215 characters p50
-        pauses=(
-            (0.44, LogNormalMixture(((1.0, -1.5, 0.8),))),  # 5.8 of 13.3 steps are tool calls
-            (0.56, LogNormalMixture(((1.0, 2.3, 0.7),))),
-        ),
-        compacted=LogNormalMixture(((1.0, 8.5, 0.15),)),
-        max_context_tokens=32_768,
-        max_turns=40,
-    ),
-    rate_per_s=0.5,
-)
-CHAT_SESSIONS = Preset(
-    "chat_sessions",
-    "Long-context chat as sessions: 1.4 turns on average, about 2 minutes between turns",
-    "Mooncake FAST'25 conversation, turns reconstructed from prefix blocks",
-    SessionSpec(
-        arrivals=_POISSON,
-        turns=Discrete(
-            (0.759, 0.153, 0.042, 0.022, 0.009, 0.006, 0.003, 0.002, 0.001, 0.001, 0.001, 0.001)
-        ),  # mean 1.44
-        first_prompt=MOONCAKE_PROMPT,
-        growth=LogNormalMixture(((0.23, 4.79, 1.28), (0.56, 6.17, 0.47), (0.20, 8.47, 0.81))),  # p50 492
-        output=MOONCAKE_OUTPUT,
-        pauses=(
-            (1.0, LogNormalMixture(((1.0, 4.86, 0.96),))),
-        ),  # between arrivals in the source: service time included
-        compacted=MOONCAKE_PROMPT,
-        max_context_tokens=128_000,
-        max_turns=12,
-    ),
-    rate_per_s=2.28,
+    rate_per_s=5.0,
 )
 
 # -- Queueing theory: sizes are output tokens with a mean so large that rounding does not matter ---------------------
@@ -344,23 +272,17 @@ _QUEUES = tuple(
     )
 )
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        CHAT_SMOOTH,
-        CODE_BURSTY,
-        MOONCAKE_CONV,
-        SHAREGPT,
-        ARXIV_SUM,
-        LMSYS,
-        CREATION,
-        ARENA,
-        REASONING_R1,
-        M_LARGE,
-        CODING_AGENT,
-        SWE_TOOL,
-        TAU_LIKE,
-        CHAT_SESSIONS,
-        *_QUEUES,
-    )
-}
+REQUEST_PRESETS: tuple[Preset, ...] = (
+    CHAT_SMOOTH,
+    CODE_BURSTY,
+    MOONCAKE_CONV,
+    SHAREGPT,
+    ARXIV_SUM,
+    LMSYS,
+    CREATION,
+    ARENA,
+    REASONING_R1,
+    M_LARGE,
+    SHARED_PROMPTS,
+    *_QUEUES,
+)

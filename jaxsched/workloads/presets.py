@@ -1,6 +1,7 @@
 """Named synthetic workloads and the object that generates them.
 
-The numbers live in `jaxsched/workloads/preset_specs.py`; this module is the interface: `get_preset`, `list_presets`.
+The numbers live in `jaxsched/workloads/preset_specs.py` and `session_specs.py`; this module is the interface:
+`get_preset`, `list_presets`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from jaxtyping import Array
 
 from jaxsched.errors import UserError
 from jaxsched.sim.requests import Requests
-from jaxsched.workloads.generate import RequestSpec, SessionSpec, generate_requests, generate_sessions
+from jaxsched.workloads.arrivals import Renewal
+from jaxsched.workloads.generate import Knobs, RequestSpec, generate_requests
+from jaxsched.workloads.laws import Exponential, Gamma
 from jaxsched.workloads.names import nearest
 from jaxsched.workloads.renewal import RenewalSpec
+from jaxsched.workloads.sessions import MixedSessions, SessionSpec, generate_sessions
 
-Spec = RequestSpec | SessionSpec | RenewalSpec
+Spec = RequestSpec | SessionSpec | MixedSessions | RenewalSpec
+#: Specifications of programs with more than one turn.
+Sessions = SessionSpec | MixedSessions
+
+#: Options that may be traced, so that lanes of one program can differ in them.
+TRACED = ("tool_tail", "turns_factor", "context_scale", "short_share")
 
 #: Programs in the sample that the means are taken from.
 _SAMPLE_REQUESTS, _SAMPLE_SESSIONS = 1 << 17, 1 << 11
@@ -45,19 +54,26 @@ class Preset:
         fields = [f.name for f in dataclasses.fields(self.spec) if isinstance(getattr(self.spec, f.name), scalars)]
         if getattr(self.spec, "paired_prompt", None) is None:
             fields = [name for name in fields if name != "paired"]
-        drifts = not isinstance(self.spec, RenewalSpec) and self.spec.arrivals.drifts
-        return ("prediction_sigma", *fields, *(["drift_sigma"] if drifts else []))
+        if not isinstance(self.spec, RenewalSpec):
+            fields += ["drift_sigma"] if self.spec.arrivals.drifts else []
+            fields += ["arrival_cv"] if isinstance(self.spec.arrivals, Renewal) else []
+        return ("prediction_sigma", *fields)
 
     @property
     def max_turns(self) -> int:
         """Most turns a program can have (1 for plain requests)."""
-        return self.spec.max_turns if isinstance(self.spec, SessionSpec) else 1
+        return self.spec.max_turns if isinstance(self.spec, Sessions) else 1
 
     @property
     def num_classes(self) -> int:
         """Number of values `klass` takes."""
         tenants = getattr(self.spec, "tenants", None)
         return 1 if tenants is None else len(tenants.probabilities)
+
+    @property
+    def tool_names(self) -> tuple[str, ...]:
+        """Names of the values of the table's `tool` column; empty for plain requests."""
+        return self.spec.tool_names if isinstance(self.spec, Sessions) else ()
 
     def num_rows(self, num_programs: int) -> int:
         """Rows of the table that `generate` returns."""
@@ -75,8 +91,9 @@ class Preset:
             num_programs: how many programs arrive (static).
             rate_per_s: programs per second, may be traced; the preset's own rate when None. Another rate is the same
                 workload at another speed: every arrival time is divided by the ratio.
-            **overrides: `prediction_sigma` (may be traced; log-sd of the multiplicative error of `predicted_tokens`, 0
-                = the truth) and the static constants named in `options`.
+            **overrides: `prediction_sigma` (log-sd of the multiplicative error of `predicted_tokens`, 0 = the truth),
+                `tool_tail`, `turns_factor`, `context_scale` and `short_share`, all of which may be traced, and the
+                static constants named in `options`.
 
         Raises:
             UserError: unknown override, or a count or rate that is not positive.
@@ -86,9 +103,11 @@ class Preset:
         rate = self.rate_per_s if rate_per_s is None else rate_per_s
         if not isinstance(rate, jax.Array) and not (np.isfinite(rate) and rate > 0.0):
             raise UserError(f"rate_per_s {rate}", where=f"preset {self.name}", expected="a finite number > 0")
+        traced = {k: overrides.pop(k) for k in TRACED if isinstance(overrides.get(k), jax.Array) and k in self.options}
         sigma = overrides.pop("prediction_sigma", 0.0)
         spec = _apply(self, overrides)
-        return _generate(spec, key, num_programs, jnp.asarray(rate, jnp.float32), jnp.asarray(sigma, jnp.float32))
+        knobs = _knobs(spec, sigma, traced)
+        return _generate(spec, key, num_programs, jnp.asarray(rate, jnp.float32), knobs)
 
     @property
     def mean_prompt_tokens(self) -> float:
@@ -107,8 +126,8 @@ class Preset:
 
     @functools.cached_property
     def _means(self) -> tuple[float, float, float]:
-        num = _SAMPLE_SESSIONS if isinstance(self.spec, SessionSpec) else _SAMPLE_REQUESTS
-        table = _generate(self.spec, jax.random.key(0), num, jnp.float32(self.rate_per_s), jnp.float32(0.0))
+        num = _SAMPLE_SESSIONS if isinstance(self.spec, Sessions) else _SAMPLE_REQUESTS
+        table = _generate(self.spec, jax.random.key(0), num, jnp.float32(self.rate_per_s), _knobs(self.spec))
         used = np.zeros(self.num_rows(num), bool)
         following = np.asarray(table.next_turn)
         row = np.arange(num)
@@ -131,34 +150,47 @@ class Preset:
             "mean_turns": self.mean_turns,
             "max_turns": self.max_turns,
             "num_classes": self.num_classes,
+            "tools": self.tool_names,
             "options": self.options,
         }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _generate(spec: Spec, key: Array, num_programs: int, rate_per_s: Array, sigma: Array) -> Requests:
-    if isinstance(spec, SessionSpec):
-        return generate_sessions(spec, key, num_programs, rate_per_s, sigma)
+def _generate(spec: Spec, key: Array, num_programs: int, rate_per_s: Array, knobs: Knobs) -> Requests:
+    if isinstance(spec, Sessions):
+        return generate_sessions(spec, key, num_programs, rate_per_s, knobs)
     requests = spec.requests() if isinstance(spec, RenewalSpec) else spec
-    return generate_requests(requests, key, num_programs, rate_per_s, sigma)
+    return generate_requests(requests, key, num_programs, rate_per_s, knobs)
+
+
+def _knobs(spec: Spec, sigma: float | Array = 0.0, traced: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    """What the generator takes as arrays: the specification's factors, or traced ones in their place."""
+    values = {"prediction_sigma": sigma, **{name: getattr(spec, name, 1.0) for name in TRACED}, **(traced or {})}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+
+
+@functools.cache
+def all_presets() -> dict[str, Preset]:
+    """Every preset by name."""
+    from jaxsched.workloads.preset_specs import REQUEST_PRESETS  # they import this module
+    from jaxsched.workloads.session_specs import SESSION_PRESETS
+
+    return {preset.name: preset for preset in (*REQUEST_PRESETS, *SESSION_PRESETS)}
 
 
 def list_presets() -> tuple[str, ...]:
     """Names of all presets."""
-    from jaxsched.workloads.preset_specs import PRESETS
-
-    return tuple(PRESETS)
+    return tuple(all_presets())
 
 
 def get_preset(name: str) -> Preset:
     """The preset of that name. Raises UserError, naming the nearest, when there is none."""
-    from jaxsched.workloads.preset_specs import PRESETS
-
-    if name not in PRESETS:
+    known = all_presets()
+    if name not in known:
         raise UserError(
-            f"unknown workload preset {name!r}", expected=f"one of {', '.join(PRESETS)}", hint=nearest(name, PRESETS)
+            f"unknown workload preset {name!r}", expected=f"one of {', '.join(known)}", hint=nearest(name, known)
         )
-    return PRESETS[name]
+    return known[name]
 
 
 def _apply(preset: Preset, overrides: Mapping[str, Any]) -> Spec:
@@ -176,7 +208,16 @@ def _apply(preset: Preset, overrides: Mapping[str, Any]) -> Spec:
     spec = preset.spec
     if "drift_sigma" in changes and not isinstance(spec, RenewalSpec):
         spec = dataclasses.replace(spec, arrivals=spec.arrivals.with_drift(float(changes.pop("drift_sigma"))))
+    if "arrival_cv" in changes and not isinstance(spec, RenewalSpec):
+        spec = dataclasses.replace(spec, arrivals=_renewal(preset, changes.pop("arrival_cv")))
     return dataclasses.replace(spec, **changes)
+
+
+def _renewal(preset: Preset, cv: float) -> Renewal:
+    """Renewal arrivals with that coefficient of variation of the gaps."""
+    if not cv > 0.0:
+        raise UserError(f"arrival_cv {cv}", where=f"preset {preset.name}", expected="a number > 0 (1 is Poisson)")
+    return Renewal(Exponential() if cv == 1.0 else Gamma(cv=float(cv)))
 
 
 def _check_option(preset: Preset, name: str, value: Any) -> None:
@@ -185,7 +226,9 @@ def _check_option(preset: Preset, name: str, value: Any) -> None:
     if isinstance(current, str):
         fits, kind = isinstance(value, str), "a name"
     elif isinstance(current, int):
-        fits, kind = isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a whole number >= 1"
+        low = 0 if name == "common_tokens" else 1
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
+        kind = f"a whole number >= {low}"
     else:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value < float("inf")
         kind = "a finite number >= 0"

@@ -10,14 +10,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsched.errors import UserError
-from jaxsched.sim.clock import EPOCH_US, join_us, split_us
 from jaxsched.sim.requests import Requests
+from jaxsched.workloads.checks import (
+    MAX_TIME_US,
+    MAX_TOKENS,
+    check_content,
+    check_order,
+    check_ranges,
+    check_sharing,
+)
+from jaxsched.workloads.content import (
+    derive_chains,
+    gather,
+    ids_of_chains,
+    num_full_blocks,
+    split_blocks,
+    starts_of,
+)
+from jaxsched.workloads.device_table import as_requests, content_of, from_table, to_table
 from jaxsched.workloads.hashing import keyed_normal, keyed_uniform
 
 #: Columns of a workload and their dtypes, in field order.
@@ -32,10 +46,11 @@ COLUMNS: dict[str, type] = {
     "priority": np.int32,
     "pause_us": np.int64,
     "line": np.int32,
+    "chain": np.int64,
+    "group": np.int32,
+    "group_tokens": np.int32,
+    "tool": np.int32,
 }
-#: Latest representable time: the machine counts epochs in int32 and adds pauses to clock readings.
-MAX_TIME_US = (2**30) * EPOCH_US
-MAX_TOKENS = 2**30
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,15 @@ class Workload:
     priority: np.ndarray  # int32 [rows]: lower = more important
     pause_us: np.ndarray  # int64 [rows]: between the previous turn's finish and this turn's arrival; 0 on first turns
     line: np.ndarray  # int32 [rows]: line (or record) of the source file, 0 = generated
+    # What turns share (meaning: jaxsched/sim/requests.py).
+    chain: np.ndarray  # int64 [rows]: identity of the turn's own content; turns of one chain extend each other
+    group: np.ndarray  # int32 [rows]: shared prefix at the beginning of the prompt, -1 = none
+    group_tokens: np.ndarray  # int32 [rows]: tokens of the prompt that it covers
+    tool: np.ndarray  # int32 [rows]: kind of the pause before the turn, an index of `tool_names`; 0 on first turns
+    content: np.ndarray | None = None  # int64: ids of the full blocks of every row, one row after another
+    content_start: np.ndarray | None = None  # int64 [rows]: where a row's ids begin
+    content_block_size: int = 0  # tokens that one id covers, 0 = no ids
+    tool_names: tuple[str, ...] = ()  # names of the values of `tool`, where they are known
     source: str = ""  # path of the file or folder
     format: str = ""  # reader that made it
     notes: tuple[str, ...] = ()  # what the reader decided or left out, in words
@@ -77,6 +101,14 @@ class Workload:
         priority: np.ndarray | None = None,
         pause_us: np.ndarray | None = None,
         line: np.ndarray | None = None,
+        chain: np.ndarray | None = None,
+        group: np.ndarray | None = None,
+        group_tokens: np.ndarray | None = None,
+        tool: np.ndarray | None = None,
+        content: np.ndarray | None = None,
+        content_start: np.ndarray | None = None,
+        content_block_size: int = 0,
+        tool_names: Sequence[str] = (),
         source: str = "",
         format: str = "",
         notes: Sequence[str] = (),
@@ -84,9 +116,13 @@ class Workload:
     ) -> Workload:
         """A validated workload; absent columns are single-turn programs of class 0 with a perfect prediction.
 
+        Without `chain` the turns of a program extend each other as far as their lengths allow (`derive_chains`).
+        `content_start` may be left out: the rows' ids follow one another.
+
         Raises:
-            UserError: the workload is empty, a time is negative or goes backwards, a token count is below 1, or the
-                turns of a program are not consecutive; the message names `source` and the line.
+            UserError: the workload is empty, a time is negative or goes backwards, a token count is below 1, the turns
+                of a program are not consecutive, a shared prefix or a chain does not fit into the prompts, or a list of
+                block ids does not fit the lengths; the message names `source` and the line.
         """
         rows = len(arrival_us)
         values = {
@@ -100,15 +136,40 @@ class Workload:
             "priority": np.zeros(rows) if priority is None else priority,
             "pause_us": np.zeros(rows) if pause_us is None else pause_us,
             "line": np.zeros(rows) if line is None else line,
+            "group": np.full(rows, -1) if group is None else group,
+            "group_tokens": np.zeros(rows) if group_tokens is None else group_tokens,
+            "tool": np.zeros(rows) if tool is None else tool,
+            "chain": np.zeros(rows) if chain is None else chain,
         }
         where = source or name
         for column, value in values.items():
             if len(value) != rows:
                 raise UserError(f"column {column} has {len(value)} rows", where=where, expected=f"{rows} rows")
-        _check_ranges({k: np.asarray(v) for k, v in values.items()}, where)
-        columns = {k: np.ascontiguousarray(v, dtype=COLUMNS[k]) for k, v in values.items()}
-        _check_order(columns, where)
-        return cls(name=name, source=source, format=format, notes=tuple(notes), counts=dict(counts or {}), **columns)
+        check_ranges({k: np.asarray(v) for k, v in values.items()}, where)
+        columns = {k: np.ascontiguousarray(values[k], dtype=kind) for k, kind in COLUMNS.items()}
+        check_order(columns, where)
+        if chain is None:
+            columns["chain"] = derive_chains(
+                *(columns[k] for k in ("program", "turn", "prompt_tokens", "output_tokens"))
+            )
+        check_sharing(columns, where)
+        if content is not None:
+            content = np.ascontiguousarray(content, np.int64)
+            counted = num_full_blocks(columns["prompt_tokens"], columns["output_tokens"], max(content_block_size, 1))
+            content_start = starts_of(counted) if content_start is None else np.asarray(content_start, np.int64)
+            check_content(columns, content, content_start, content_block_size, where)
+        return cls(
+            name=name,
+            content=content,
+            content_start=content_start,
+            content_block_size=content_block_size if content is not None else 0,
+            tool_names=tuple(tool_names),
+            source=source,
+            format=format,
+            notes=tuple(notes),
+            counts=dict(counts or {}),
+            **columns,
+        )
 
     # -- facts -----------------------------------------------------------------------------------------------------
 
@@ -130,6 +191,11 @@ class Workload:
     def num_classes(self) -> int:
         """Smallest number of classes that holds every `klass`."""
         return int(self.klass.max()) + 1
+
+    @property
+    def shares(self) -> bool:
+        """Whether turns may share content by chain or group: some program has a second turn, or some turn a group."""
+        return bool((self.turn > 0).any() or (self.group >= 0).any())
 
     @property
     def program_arrival_us(self) -> np.ndarray:
@@ -206,156 +272,87 @@ class Workload:
         noisy = np.rint(self.output_tokens * np.exp(error_sigma * z))
         return self._replace(predicted_tokens=np.clip(noisy, 1, MAX_TOKENS).astype(np.int32))
 
-    def to_requests(self, pad_to: int | None = None) -> Requests:
+    def split_content(self, block_tokens: int) -> Workload:
+        """The same workload with block ids for smaller blocks; `block_tokens` must divide `content_block_size`.
+
+        Blocks behind the last full one of the list get ids of their own, so at most one large block per turn of what
+        turns really share is lost.
+        """
+        if self.content is None:
+            raise UserError("no block ids to split", where=self.source or self.name, expected="a trace with block ids")
+        lengths = self.prompt_tokens, self.output_tokens
+        content = split_blocks(self.content, *lengths, self.content_block_size, block_tokens)
+        start = starts_of(num_full_blocks(*lengths, block_tokens))
+        return self._replace(content=content, content_start=start, content_block_size=block_tokens)
+
+    def with_block_ids(self, block_tokens: int) -> Workload:
+        """The same workload with what chains and groups say written as block ids (the table form of the formula)."""
+        if block_tokens < 1:
+            raise UserError(f"block_tokens {block_tokens}", expected="at least 1")
+        lengths = self.prompt_tokens, self.output_tokens
+        content = ids_of_chains(self.chain, self.group, self.group_tokens, *lengths, block_tokens)
+        start = starts_of(num_full_blocks(*lengths, block_tokens))
+        return self._replace(content=content, content_start=start, content_block_size=block_tokens)
+
+    def to_requests(self, pad_to: int | None = None, block_size: int | None = None) -> Requests:
         """The machine's table: first turns by arrival, then later turns, padded with inert rows to `pad_to` rows.
 
+        Chains are named by the device row that began them and block ids are renumbered 0, 1, 2, ... Columns that would
+        say nothing are left out: chains and groups where no two turns share anything, or where block ids say it.
+
+        Args:
+            pad_to: rows of the table.
+            block_size: blocks of the cache that will use the ids, tokens; None = do not check.
+
         Raises:
-            UserError: `pad_to` is smaller than the number of turns.
+            UserError: `pad_to` is smaller than the number of turns, or the block ids are of another block size.
         """
-        size = len(self) if pad_to is None else pad_to
-        return Requests(**{k: jnp.asarray(v) for k, v in self._device_columns(size).items()})
+        return as_requests(to_table([self], len(self) if pad_to is None else pad_to, block_size)[0])
 
     @classmethod
-    def from_requests(cls, requests: Requests, name: str = "requests") -> Workload:
-        """The workload of one lane of a device table (the inverse of `to_requests`; unreachable rows are dropped)."""
-        table = {k: np.asarray(v) for k, v in vars(requests).items()}
-        programs = int(table["num_programs"])
-        rows, owner, turn = [np.arange(programs)], [np.arange(programs)], [np.zeros(programs, np.int32)]
-        while True:
-            following = table["next_turn"][rows[-1]]
-            alive = following >= 0
-            if not alive.any():
-                break
-            rows.append(following[alive])
-            owner.append(owner[-1][alive])
-            turn.append(np.full(int(alive.sum()), len(turn), np.int32))
-        row, program, turns = np.concatenate(rows), np.concatenate(owner), np.concatenate(turn)
-        order = np.lexsort((turns, program))
-        row, program, turns = row[order], program[order], turns[order]
-        plain = ("prompt_tokens", "output_tokens", "predicted_tokens", "klass", "priority")
-        rest: dict[str, Any] = {k: table[k][row] for k in plain}
-        return cls.build(
-            name,
-            arrival_us=join_us(table["arrival_epoch"], table["arrival_us"])[program],
-            program=program,
-            turn=turns,
-            pause_us=np.where(turns == 0, 0, join_us(table["pause_epoch"], table["pause_us"])[row]),
-            **rest,
-        )
+    def from_requests(cls, requests: Requests, name: str = "requests", content_block_size: int = 0) -> Workload:
+        """The workload of one lane of a device table (the inverse of `to_requests`; unreachable rows are dropped).
+
+        `content_block_size` is needed for a table with block ids: the table does not say how many tokens one covers.
+        """
+        columns, row = from_table(requests)
+        content = content_of(requests, row, content_block_size)
+        return cls.build(name, content=content, content_block_size=content_block_size, **columns)
 
     # -- helpers ---------------------------------------------------------------------------------------------------
 
     def _replace(self, **changes) -> Workload:
         """A copy with columns changed, validated again."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Workload.build(**{**fields, **changes})
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | changes
+        # Block ids follow from ones that were checked: looking at millions of them again would take seconds.
+        ids = {name: fields.pop(name) for name in ("content", "content_start", "content_block_size")}
+        return dataclasses.replace(Workload.build(**fields), **ids)
 
     def _rows(self, index: slice | np.ndarray, empty_problem: str) -> Workload:
         """The chosen rows (whole programs), or a UserError when none is left."""
         columns = {k: getattr(self, k)[index] for k in COLUMNS}
         if len(columns["arrival_us"]) == 0:
             raise UserError(empty_problem, where=self.source or self.name, expected="at least one program")
+        if self.content is not None and self.content_start is not None:
+            counts = num_full_blocks(columns["prompt_tokens"], columns["output_tokens"], self.content_block_size)
+            columns["content"] = gather(self.content, self.content_start[index], counts)
+            columns["content_start"] = starts_of(counts)
         return self._replace(**columns)
 
-    def _device_columns(self, size: int) -> dict[str, np.ndarray]:
-        """int32 columns of `Requests`, `size` rows."""
-        if size < len(self):
-            raise UserError(f"table of {size} rows for {len(self)} turns", where=self.name, expected=f">= {len(self)}")
-        first = self.first_mask
-        order = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
-        position = np.empty(len(self), np.int32)
-        position[order] = np.arange(len(self), dtype=np.int32)
-        following = np.full(len(self), -1, np.int32)
-        has_next = np.flatnonzero(self.turn[1:] > 0)  # row i is followed by a later turn of the same program
-        following[has_next] = position[has_next + 1]
-        arrival_epoch, arrival_us = split_us(np.where(first, self.arrival_us, 0))
-        pause_epoch, pause_us = split_us(self.pause_us)
-        columns = {
-            "arrival_epoch": arrival_epoch,
-            "arrival_us": arrival_us,
-            "next_turn": following,
-            "pause_epoch": pause_epoch,
-            "pause_us": pause_us,
-        }
-        for name in ("prompt_tokens", "output_tokens", "predicted_tokens", "klass", "priority"):
-            columns[name] = getattr(self, name)
-        inert = {"prompt_tokens": 1, "output_tokens": 1, "predicted_tokens": 1, "next_turn": -1}
-        table: dict[str, np.ndarray] = {"num_programs": np.asarray(self.num_programs, np.int32)}
-        table["program"] = np.arange(size, dtype=np.int32)  # padding belongs to itself
-        table["program"][: len(self)] = (np.cumsum(first, dtype=np.int32) - 1)[order]
-        for name, value in columns.items():
-            table[name] = np.full(size, inert.get(name, 0), np.int32)
-            table[name][: len(self)] = value[order]
-        return table
 
+def stack(workloads: Sequence[Workload], pad_to: int | None = None, block_size: int | None = None) -> Requests:
+    """One device table with a leading lane axis ``[lanes, rows]``, each lane padded to the longest (or `pad_to`).
 
-def stack(workloads: Sequence[Workload], pad_to: int | None = None) -> Requests:
-    """One device table with a leading lane axis ``[lanes, rows]``, each lane padded to the longest (or `pad_to`)."""
+    Raises:
+        UserError: no workloads, a lane longer than `pad_to`, or block ids in some lanes only or of other block sizes.
+    """
     if not workloads:
         raise UserError("no workloads to stack", expected="at least one")
     size = max(len(w) for w in workloads) if pad_to is None else pad_to
-    lanes = [w._device_columns(size) for w in workloads]
-    return Requests(**{k: jnp.asarray(np.stack([lane[k] for lane in lanes])) for k in lanes[0]})
+    lanes = to_table(workloads, size, block_size)
+    return as_requests({k: np.stack([lane[k] for lane in lanes]) for k in lanes[0]})
 
 
 def _check_positive(value: float, name: str) -> None:
     if not (np.isfinite(value) and value > 0.0):
         raise UserError(f"{name} {value}", expected="a finite number > 0")
-
-
-def _check_ranges(columns: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuse an empty table and values outside a column's range, naming the first bad row."""
-    if len(columns["arrival_us"]) == 0:
-        raise UserError("empty workload: no requests", where=where, expected="at least one request")
-    limits = {
-        "arrival_us": (0, MAX_TIME_US),
-        "pause_us": (0, MAX_TIME_US),
-        "prompt_tokens": (1, MAX_TOKENS),
-        "output_tokens": (1, MAX_TOKENS),
-        "predicted_tokens": (1, MAX_TOKENS),
-        "klass": (0, 2**30),
-        "priority": (-(2**30), 2**30),
-        "turn": (0, 2**30),
-        "line": (0, 2**31 - 1),
-    }
-    for name, (low, high) in limits.items():
-        value = columns[name]
-        bad = ~((value >= low) & (value <= high))  # NaN fails both comparisons
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise UserError(
-                f"{name} is {value[row]}",
-                where=_place(columns["line"], row, where),
-                expected=f"{low} <= {name} <= {high}",
-            )
-
-
-def _check_order(columns: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuse arrivals that go backwards and programs whose turns are not 0, 1, 2, ... in consecutive rows."""
-    arrival, program, turn = columns["arrival_us"], columns["program"], columns["turn"]
-    back = np.flatnonzero(arrival[1:] < arrival[:-1])
-    if len(back):
-        row = int(back[0]) + 1
-        raise UserError(
-            f"timestamp {arrival[row] / 1e6:.6f} s is earlier than the one before it ({arrival[row - 1] / 1e6:.6f} s)",
-            where=_place(columns["line"], row, where),
-            expected="arrival times that never decrease",
-            hint="Sort the trace by time first.",
-        )
-    later = turn > 0
-    broken = later.copy()
-    broken[1:] &= (turn[1:] != turn[:-1] + 1) | (program[1:] != program[:-1]) | (arrival[1:] != arrival[:-1])
-    broken |= ~later & (columns["pause_us"] != 0)
-    if broken.any():
-        row = int(np.argmax(broken))
-        raise UserError(
-            f"turn {turn[row]} of program {program[row]} does not follow its previous one, or a first turn has a pause",
-            where=_place(columns["line"], row, where),
-            expected="the turns of a program in consecutive rows, counted from 0",
-        )
-
-
-def _place(line: np.ndarray, row: int, where: str) -> str:
-    """``file, line N`` when the line is known, else the row."""
-    number = int(line[row])
-    return f"{where}, line {number}" if number > 0 else f"{where}, row {row}"

@@ -44,12 +44,21 @@ def workloads(draw) -> Workload:
     )
 
 
+def by_first_use(identity: np.ndarray) -> list[int]:
+    """Identities renumbered in the order in which they first occur."""
+    seen: dict[int, int] = {}
+    return [seen.setdefault(int(value), len(seen)) for value in identity]
+
+
 @settings(max_examples=60, deadline=None)
 @given(workloads(), st.integers(0, 3))
 def test_to_requests_and_back_is_the_identity(workload, padding):
     back = Workload.from_requests(workload.to_requests(pad_to=len(workload) + padding))
     for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(back, name), getattr(workload, name), err_msg=name)
+        given, got = getattr(workload, name), getattr(back, name)
+        if name == "chain":  # renamed after device rows
+            given, got = by_first_use(given), by_first_use(got)
+        np.testing.assert_array_equal(got, given, err_msg=name)
 
 
 @settings(max_examples=40, deadline=None)

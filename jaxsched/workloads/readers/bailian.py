@@ -10,6 +10,9 @@ Two ways to replay (`arrivals`):
   bound.
 - "open": every row is a program of its own at its timestamp.
 
+`hash_ids` (blocks of 16 tokens of the prompt) become the workload's block ids; the one of a last block that is not full
+is ignored: upstream pads it, and says that it may differ between turns of a chat.
+
 When several rows name the same parent the first continues the program; the others start programs of their own (counted
 as branches). A parent outside the file makes its child a first turn (counted).
 """
@@ -21,21 +24,27 @@ from pathlib import Path
 import numpy as np
 
 from jaxsched.errors import UserError
-from jaxsched.workloads.readers.sessions import TurnTable
+from jaxsched.workloads.readers.sessions import TurnTable, check_block_tokens, check_service, estimated_pause_s
 from jaxsched.workloads.readers.text import check_monotone, read_jsonl
 from jaxsched.workloads.table import Workload
 
 
-def read(path: Path, *, arrivals: str = "closed", service_s: float = 0.0, service_s_per_token: float = 0.0) -> Workload:
+def read(
+    path: Path,
+    *,
+    arrivals: str = "closed",
+    service_s: float = 0.0,
+    service_s_per_token: float = 0.0,
+    content_block_tokens: int = 16,
+) -> Workload:
     """A Qwen-Bailian trace; the options are explained in the module's docstring."""
     if arrivals not in ("closed", "open"):
         raise UserError(f"arrivals {arrivals!r}", expected="'closed' or 'open'")
-    if not (service_s >= 0.0 and service_s_per_token >= 0.0):
-        raise UserError(f"service estimate {service_s} s + {service_s_per_token} s/token", expected="numbers >= 0")
+    check_service(service_s, service_s_per_token)
+    check_block_tokens(content_block_tokens)
     table = TurnTable()
-    chats: dict[
-        str, tuple[int, int, float, float, int]
-    ] = {}  # chat -> program, turn, program start s, own time s, output
+    # chat -> program, turn, program start s, own time s, output
+    chats: dict[str, tuple[int, int, float, float, int]] = {}
     continued: set[str] = set()
     counts = {"branches": 0, "parents_outside_the_file": 0}
     programs = 0
@@ -56,8 +65,16 @@ def read(path: Path, *, arrivals: str = "closed", service_s: float = 0.0, servic
         else:
             continued.add(parent)
             program, turn, start = before[0], before[1] + 1, before[2]
-            pause_s = max(time - before[3] - service_s - service_s_per_token * before[4], 0.0)
+            pause_s = estimated_pause_s(time - before[3], before[4], service_s, service_s_per_token)
         chats[chat] = (program, turn, start, time, output)
-        table.add(program, turn, round(start * 1e6), prompt, output, round(pause_s * 1e6), record.line)
+        blocks = table.prompt_blocks(record, "hash_ids", prompt, content_block_tokens)
+        pause_us = round(pause_s * 1e6)
+        table.add(program, turn, round(start * 1e6), prompt, output, pause_us, record.line, blocks=blocks)
     check_monotone(np.array(times), np.array(lines), path, "field timestamp", "s")
-    return table.workload(path.stem, source=str(path), format="bailian", counts=counts if arrivals == "closed" else {})
+    return table.workload(
+        path.stem,
+        content_block_tokens=content_block_tokens,
+        source=str(path),
+        format="bailian",
+        counts=counts if arrivals == "closed" else {},
+    )

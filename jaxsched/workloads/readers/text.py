@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -161,10 +161,3 @@ def first_line(path: Path) -> bytes:
             if line.strip():
                 return line
     return b""
-
-
-def sorted_programs(columns: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """Columns of turns ordered by (program arrival, program, turn): the row order of a `Workload`."""
-    arrays = {k: np.asarray(v) for k, v in columns.items()}
-    order = np.lexsort((arrays["turn"], arrays["program"], arrays["arrival_us"]))
-    return {k: v[order] for k, v in arrays.items()}

@@ -1,0 +1,131 @@
+"""From host workloads to the machine's int32 table and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsched.errors import UserError
+from jaxsched.sim.clock import join_us, split_us
+from jaxsched.sim.requests import Requests
+from jaxsched.workloads.content import dense, gather, num_full_blocks
+
+if TYPE_CHECKING:
+    from jaxsched.workloads.table import Workload
+
+_PLAIN = ("prompt_tokens", "output_tokens", "predicted_tokens", "klass", "priority")
+#: What the rows behind the last turn hold; everything else is 0 there.
+_INERT = {"prompt_tokens": 1, "output_tokens": 1, "predicted_tokens": 1, "next_turn": -1, "group": -1}
+
+
+def to_table(workloads: Sequence[Workload], size: int, block_size: int | None) -> list[dict[str, np.ndarray]]:
+    """int32 columns of `Requests` for each workload (lane), `size` rows, with the same columns in every lane."""
+    content = [w.content is not None for w in workloads]
+    shares = any(w.shares for w in workloads)
+    for w in workloads:
+        if size < len(w):
+            raise UserError(f"table of {size} rows for {len(w)} turns", where=w.name, expected=f">= {len(w)}")
+        if any(content):
+            _check_block_size(w, block_size or max(v.content_block_size for v in workloads))
+    lanes = [_columns(w, size, shares and not any(content)) for w in workloads]
+    if any(content):
+        longest = max(len(lane["content"]) for lane in lanes)
+        for lane in lanes:
+            lane["content"] = np.pad(lane["content"], (0, longest - len(lane["content"])), constant_values=-1)
+    return lanes
+
+
+def from_table(requests: Requests) -> tuple[dict[str, Any], np.ndarray]:
+    """Columns of a workload, programs in order, and the device row of each of its rows."""
+    table = {k: np.asarray(v) for k, v in vars(requests).items() if v is not None}
+    programs = int(table["num_programs"])
+    rows, owner, turn = [np.arange(programs)], [np.arange(programs)], [np.zeros(programs, np.int32)]
+    while True:
+        following = table["next_turn"][rows[-1]]
+        alive = following >= 0
+        if not alive.any():
+            break
+        rows.append(following[alive])
+        owner.append(owner[-1][alive])
+        turn.append(np.full(int(alive.sum()), len(turn), np.int32))
+    row, program, turns = np.concatenate(rows), np.concatenate(owner), np.concatenate(turn)
+    order = np.lexsort((turns, program))
+    row, program, turns = row[order], program[order], turns[order]
+    known = [name for name in (*_PLAIN, "chain", "group", "group_tokens", "tool") if name in table]
+    columns: dict[str, Any] = {name: table[name][row] for name in known}
+    columns |= {
+        "arrival_us": join_us(table["arrival_epoch"], table["arrival_us"])[program],
+        "program": program,
+        "turn": turns,
+        "pause_us": np.where(turns == 0, 0, join_us(table["pause_epoch"], table["pause_us"])[row]),
+    }
+    return columns, row
+
+
+def content_of(requests: Requests, row: np.ndarray, block_size: int) -> np.ndarray | None:
+    """The block ids of some device rows, one row after another; None when the table has none."""
+    if requests.content is None or requests.content_start is None:
+        return None
+    if block_size < 1:
+        raise UserError("the table has block ids", expected="content_block_size, the tokens that one id covers")
+    prompt, output = np.asarray(requests.prompt_tokens)[row], np.asarray(requests.output_tokens)[row]
+    counts = num_full_blocks(prompt, output, block_size)
+    return gather(np.asarray(requests.content), np.asarray(requests.content_start)[row], counts)
+
+
+def _check_block_size(workload: Workload, block_size: int) -> None:
+    if workload.content is None:
+        raise UserError(
+            "no block ids, but another lane has them", where=workload.name, expected="block ids in all lanes or in none"
+        )
+    if workload.content_block_size != block_size:
+        raise UserError(
+            f"block ids of {workload.content_block_size} tokens in a cache with blocks of {block_size}",
+            where=workload.source or workload.name,
+            expected="the same block size",
+            hint=f"Set the engine's block size to {workload.content_block_size}, or use Workload.split_content.",
+        )
+
+
+def _columns(workload: Workload, size: int, with_chains: bool) -> dict[str, np.ndarray]:
+    w = workload
+    first = w.first_mask
+    order = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
+    position = np.empty(len(w), np.int32)
+    position[order] = np.arange(len(w), dtype=np.int32)
+    following = np.full(len(w), -1, np.int32)
+    has_next = np.flatnonzero(w.turn[1:] > 0)  # row i is followed by a later turn of the same program
+    following[has_next] = position[has_next + 1]
+    arrival_epoch, arrival_us = split_us(np.where(first, w.arrival_us, 0))
+    pause_epoch, pause_us = split_us(w.pause_us)
+    columns = {
+        "arrival_epoch": arrival_epoch,
+        "arrival_us": arrival_us,
+        "next_turn": following,
+        "pause_epoch": pause_epoch,
+        "pause_us": pause_us,
+        **{name: getattr(w, name) for name in _PLAIN},
+    }
+    table: dict[str, np.ndarray] = {"num_programs": np.asarray(w.num_programs, np.int32)}
+    own = ["program"]
+    if with_chains:
+        _, begins, place = np.unique(w.chain, return_index=True, return_inverse=True)
+        columns |= {"chain": position[begins[place]], "group": w.group, "group_tokens": w.group_tokens, "tool": w.tool}
+        own.append("chain")
+    if w.content is not None and w.content_start is not None:
+        columns |= {"tool": w.tool, "content_start": w.content_start}
+        table["content"] = dense(w.content)
+    columns["program"] = np.cumsum(first, dtype=np.int32) - 1
+    for name, value in columns.items():
+        # Padding belongs to itself.
+        table[name] = np.arange(size, dtype=np.int32) if name in own else np.full(size, _INERT.get(name, 0), np.int32)
+        table[name][: len(w)] = value[order]
+    return table
+
+
+def as_requests(table: dict[str, np.ndarray]) -> Requests:
+    """The machine's table on device."""
+    return Requests(**{k: jnp.asarray(v) for k, v in table.items()})

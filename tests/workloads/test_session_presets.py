@@ -1,0 +1,253 @@
+"""Presets of programs with several turns: what their turns share, and the figures of the study behind them."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsched.errors import UserError
+from jaxsched.workloads import Workload, get_preset, list_presets, stats
+from tests.workloads.test_presets import columns
+
+SESSIONS = [name for name in list_presets() if get_preset(name).max_turns > 1]
+
+
+@functools.cache
+def sample(preset: str, num: int = 3_000, **options) -> Workload:
+    return Workload.from_requests(get_preset(preset).generate(jax.random.key(0), num, **options), preset)
+
+
+def pauses_s(workload: Workload) -> np.ndarray:
+    return workload.pause_us[workload.turn > 0] / 1e6
+
+
+def last_turns(workload: Workload) -> np.ndarray:
+    """Rows of the last turn of each program."""
+    return np.flatnonzero(np.append(workload.turn[1:] == 0, True))
+
+
+# -- sharing -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", SESSIONS)
+def test_each_turn_of_a_chain_holds_the_one_before_it_and_something_new(preset):
+    """`Workload.build` refuses a chain that does not; here: how chains go on and where they end."""
+    w = sample(preset, 300)
+    later = np.flatnonzero(w.turn > 0)
+    same = w.chain[later] == w.chain[later - 1]
+    new = w.prompt_tokens[later] - w.prompt_tokens[later - 1] - w.output_tokens[later - 1]
+    assert same.mean() > 0.9
+    assert new[same].min() >= 1
+    begun = np.flatnonzero(np.append(True, w.chain[1:] != w.chain[:-1]))
+    assert len(np.unique(w.chain)) == len(begun)  # no two programs share one, none comes back
+    if preset in ("swe_agents", "chat_sessions", "tau_agents"):
+        assert same.all()  # they stay far below their context limit
+
+
+def test_a_compaction_begins_a_chain_named_after_its_row():
+    table = get_preset("coding_interactive").generate(jax.random.key(1), 40, max_context_tokens=20_000)
+    t = {k: np.asarray(v) for k, v in vars(table).items() if v is not None}
+    cut = 0
+    for first in range(40):
+        row, chain = first, first
+        while (following := t["next_turn"][row]) >= 0:
+            history = t["prompt_tokens"][row] + t["output_tokens"][row]
+            row = following
+            if t["chain"][row] != chain:
+                cut, chain = cut + 1, t["chain"][row]
+                assert chain == row and t["prompt_tokens"][row] <= 20_000
+            else:
+                assert history < t["prompt_tokens"][row] <= 20_000
+    assert cut > 20
+
+
+@pytest.mark.parametrize("preset", SESSIONS)
+def test_pauses_have_the_kinds_that_the_preset_names(preset):
+    w, spec = sample(preset, 300), get_preset(preset)
+    assert len(spec.tool_names) == len(set(spec.tool_names)) > 0
+    assert set(w.tool[w.turn > 0]) <= set(range(len(spec.tool_names)))
+    assert not w.tool[w.turn == 0].any()
+
+
+def test_each_tool_has_its_own_law():
+    w = sample("swe_agents")
+    shell, file = (pauses_s(w)[w.tool[w.turn > 0] == tool] for tool in (0, 1))
+    assert get_preset("swe_agents").tool_names == ("shell", "file")
+    assert len(shell) / (len(shell) + len(file)) == pytest.approx(0.42, abs=0.01)
+    assert np.median(shell) == pytest.approx(np.exp(-0.18), rel=0.05)
+    assert np.median(file) == pytest.approx(np.exp(-3.34), rel=0.05)
+    assert shell.max() == 120.0
+
+
+def test_tenants_of_shared_prompts_are_zipf_and_keep_their_system_prompt():
+    w = sample("shared_prompts", 30_000)
+    counts = np.bincount(w.group, minlength=64)
+    assert np.polyfit(np.log(np.arange(1, 41)), np.log(counts[:40]), 1)[0] == pytest.approx(-1.1, abs=0.06)
+    for group in range(64):
+        tokens = w.group_tokens[w.group == group]
+        assert (tokens == tokens[0]).all() and 512 <= tokens[0] <= 2048
+    assert (w.prompt_tokens > w.group_tokens).all() and (w.turn == 0).all()
+    question = w.prompt_tokens - w.group_tokens
+    assert stats.ks_distance(question, sample("sharegpt", 30_000).prompt_tokens) < 0.02
+
+
+def test_chats_begin_with_the_system_prompt_of_their_group():
+    w = sample("chat_sessions")
+    assert set(w.group) == set(range(12))
+    for group in range(12):
+        assert len(set(w.group_tokens[w.group == group])) == 1
+    assert (w.prompt_tokens > w.group_tokens).all()
+
+
+def test_a_common_prefix_is_cut_to_the_shortest_first_prompt_and_stays_along_the_chain():
+    w = sample("coding_agent", 200, max_turns=24)
+    first = w.turn == 0
+    np.testing.assert_array_equal(w.group_tokens[first], np.minimum(12_400, w.prompt_tokens[first]))
+    assert (w.group == 0).all()
+    alone = sample("coding_agent", 200, max_turns=24, common_tokens=0)
+    assert (alone.group == -1).all() and (alone.group_tokens == 0).all()
+    np.testing.assert_array_equal(alone.prompt_tokens, w.prompt_tokens)
+
+
+# -- figures of the study ----------------------------------------------------------------------------------------------
+
+
+def step_time_ms(tokens, context_tokens, prefill, prefill_context):
+    """The study's step: see docs/workloads.md. All but the first may be 0."""
+    attention = 3.52e-6 * prefill * (prefill_context + prefill / 2)
+    return np.maximum(10.75, 7.0 + 0.064 * tokens) + 8.58e-5 * context_tokens + attention
+
+
+def unloaded_and_engine_s(w: Workload) -> tuple[float, float]:
+    """Mean time of a program alone on the engine, and engine time that it costs among 128 running ones, with all KV
+    kept."""
+    prompt, output = w.prompt_tokens.astype(float), w.output_tokens.astype(float)
+    held = np.where(w.turn > 0, np.append(0.0, (prompt + output)[:-1]) - 1, 0.0)
+    new = prompt - np.minimum(held, prompt)
+    chunks = np.ceil(new / 2048)
+    attention = 3.52e-6 * new * (prompt - new / 2)
+    context = prompt + output / 2
+    alone = np.maximum(10.75 * chunks, 7.0 * chunks + 0.064 * new) + attention
+    alone = alone + (output - 1) * (10.75 + 8.58e-5 * context) + w.pause_us / 1e3
+    shared = 0.064 * new + attention + (output - 1) * (7.0 / 128 + 0.064 + 8.58e-5 * context)
+    return alone.sum() / w.num_programs / 1e3, shared.sum() / w.num_programs / 1e3
+
+
+@pytest.mark.parametrize(
+    ("preset", "turns", "context", "alone_s", "capacity"),
+    [  # headroom study, sections 1 and 5: turns, final context, unloaded JCT, programs/s with unlimited KV
+        ("swe_agents", 22, 22_000, 82, 0.154),
+        ("tau_agents", 12, 4_000, 67, 1.22),
+        ("coding_interactive", 21, 43_000, 2_622, 0.032),
+        ("mixed_agents", None, None, 39, 0.279),
+    ],
+)
+def test_study_presets_cost_what_they_cost_in_the_study(preset, turns, context, alone_s, capacity):
+    w = sample(preset)
+    if turns is not None:
+        assert len(w) / w.num_programs == pytest.approx(turns, rel=0.05)
+        final = (w.prompt_tokens + w.output_tokens)[last_turns(w)]
+        assert final.mean() == pytest.approx(context, rel=0.08)
+    alone, engine = unloaded_and_engine_s(w)
+    assert alone == pytest.approx(alone_s, rel=0.10)
+    assert 1 / engine == pytest.approx(capacity, rel=0.10)
+
+
+def test_swe_agents_have_the_tools_of_the_study():
+    pause = pauses_s(sample("swe_agents"))
+    assert np.median(pause) == pytest.approx(0.08, rel=0.08)
+    assert np.quantile(pause, 0.95) == pytest.approx(7.0, rel=0.1)
+    assert pause.max() == 120.0
+
+
+def test_coding_interactive_has_the_pauses_of_the_study():
+    w = sample("coding_interactive")
+    pause = pauses_s(w)
+    assert np.median(pause) == pytest.approx(13, rel=0.08)
+    assert np.quantile(pause, 0.95) == pytest.approx(650, rel=0.08)
+    assert pause.max() == pytest.approx(3600.0) and w.prompt_tokens.max() <= 60_000
+
+
+def test_tau_agents_have_three_percent_of_slow_users():
+    w = sample("tau_agents")
+    slow = w.tool[w.turn > 0] == get_preset("tau_agents").tool_names.index("slow_user")
+    assert slow.mean() == pytest.approx(0.03, abs=0.004)
+    assert pauses_s(w)[slow].max() == pytest.approx(600.0) and np.median(pauses_s(w)[slow]) > 40
+
+
+def test_mixed_agents_are_three_quarters_short():
+    w = sample("mixed_agents")
+    turns = np.bincount(w.program)
+    first = w.prompt_tokens[w.turn == 0]
+    short = turns <= 4  # and a few long ones that end early
+    assert short.mean() == pytest.approx(0.75, abs=0.03)
+    assert turns[~short].mean() == pytest.approx(30, rel=0.05) and set(turns[short]) >= {3, 4}
+    assert first[short].mean() == pytest.approx(1_000, rel=0.1) and first[~short].mean() == pytest.approx(
+        8_000, rel=0.05
+    )
+
+
+def test_chats_have_two_to_six_turns():
+    turns = np.bincount(sample("chat_sessions").program)
+    np.testing.assert_allclose(np.bincount(turns, minlength=7)[2:] / len(turns), 0.2, atol=0.03)
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_tool_tail_stretches_around_the_medians():
+    thin, usual, heavy = (sample("swe_agents", tool_tail=tail) for tail in (0.3, 1.0, 1.4))
+    for tool, (mu, sigma) in enumerate(((-0.18, 1.8), (-3.34, 1.0))):
+        for w, tail in ((thin, 0.3), (usual, 1.0), (heavy, 1.4)):
+            log = np.log(np.maximum(pauses_s(w), 1e-6))[w.tool[w.turn > 0] == tool]
+            assert np.median(log) == pytest.approx(mu, abs=0.05)
+            low, high = np.quantile(log, [0.1, 0.5])
+            assert high - low == pytest.approx(1.2816 * sigma * tail, rel=0.05)
+    np.testing.assert_array_equal(thin.prompt_tokens, heavy.prompt_tokens)
+
+
+def test_turns_and_contexts_scale():
+    one = sample("swe_agents", 1000, max_turns=256)
+    more = sample("swe_agents", 1000, max_turns=256, turns_factor=3.0)
+    assert len(more) == pytest.approx(3 * len(one), rel=0.01)
+    half = sample("swe_agents", 1000, max_turns=256, context_scale=0.5)
+    np.testing.assert_array_equal(half.output_tokens, one.output_tokens)
+    np.testing.assert_allclose(half.prompt_tokens[half.turn == 0], one.prompt_tokens[one.turn == 0] / 2, atol=1)
+
+
+def test_factors_can_differ_between_lanes_of_one_program():
+    spec, compiled = get_preset("mixed_agents").with_options(max_turns=16), []
+
+    def one(key, share, tail):
+        compiled.append(1)
+        return spec.generate(key, 64, short_share=share, tool_tail=tail, turns_factor=tail, context_scale=share)
+
+    keys = jax.random.split(jax.random.key(3), 3)
+    share, tail = jnp.asarray([0.5, 0.75, 0.9]), jnp.asarray([0.3, 1.0, 1.4])
+    together = jax.jit(jax.vmap(one))(keys, share, tail)
+    assert len(compiled) == 1
+    alone = spec.generate(keys[1], 64, short_share=0.75, context_scale=0.75)
+    for name, value in columns(alone).items():
+        np.testing.assert_array_equal(getattr(together, name)[1], value, err_msg=name)
+
+
+def test_arrivals_can_be_burstier_than_poisson():
+    for cv in (1.0, 3.0):
+        w = sample("tau_agents", 4_000, arrival_cv=cv, max_turns=2)
+        assert stats.gap_cv(w.program_arrival_us) == pytest.approx(cv, rel=0.1)
+        assert w.rate_per_s == pytest.approx(0.6, rel=0.1 * cv)
+    with pytest.raises(UserError, match="arrival_cv 0"):
+        get_preset("tau_agents").with_options(arrival_cv=0)
+    with pytest.raises(UserError, match="unknown option 'arrival_cv'"):
+        get_preset("chat_smooth").with_options(arrival_cv=2.0)
+
+
+@pytest.mark.parametrize("preset", ["mixed_agents", "chat_sessions", "shared_prompts"])
+def test_a_program_does_not_depend_on_how_many_are_generated(preset):
+    few, many = (Workload.from_requests(get_preset(preset).generate(jax.random.key(4), n)).head(90) for n in (90, 131))
+    for name in ("arrival_us", "turn", "prompt_tokens", "output_tokens", "pause_us", "group", "group_tokens", "tool"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(many, name), err_msg=name)
