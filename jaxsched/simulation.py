@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxsched.caching import with_cache
 from jaxsched.errors import UserError
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
@@ -32,6 +33,9 @@ from jaxsched.workloads import Preset, Workload
 #: Micro-steps between two snapshots, and snapshots per call of the compiled program.
 SNAPSHOT_STRIDE = 64
 SNAPSHOTS = 8
+
+#: Largest table of idle runs tried; beyond, the flag CACHE_ENTRIES says that some were forgotten.
+MOST_RUNS = 8192
 
 Progress = Callable[[int, int], None]  # (turns settled, turns expected)
 
@@ -223,9 +227,9 @@ def run_lanes(
 ) -> tuple[State, Trajectory]:
     """Run every lane to its end. Returns the final states (numpy, leading lane axis) and the trajectory.
 
-    Where `static` begins with short rows (`SimStatic.with_slots`) and some lane would have needed a longer one, all
-    lanes run again with twice the slots: the result is that of full rows, bit for bit. `progress` then stands still
-    until it is passed.
+    Where `static` begins with short rows (`SimStatic.with_slots`) or a small table of idle runs, and some lane would
+    have needed a larger one, all lanes run again with twice the size: the result is that of full tables, bit for bit.
+    `progress` then stands still until it is passed.
     """
     num_lanes = len(lanes.first_program)
     devices = min(num_devices or len(jax.local_devices()), num_lanes)
@@ -244,15 +248,15 @@ def run_lanes(
         if progress is not None:
             progress(shown, lanes.num_turns)
 
-    while (found := _run_once(static, lanes, devices, num_lanes, show)) is None:
-        static = static.with_slots(2 * static.num_slots)
+    while isinstance(found := _run_once(static, lanes, devices, num_lanes, show), SimStatic):
+        static = found
     return found
 
 
 def _run_once(
     static: SimStatic, lanes: Lanes, devices: int, num_lanes: int, show: Callable[[int], None]
-) -> tuple[State, Trajectory] | None:
-    """`run_lanes` with rows as `static` has them; None as soon as a lane is short of a slot."""
+) -> tuple[State, Trajectory] | SimStatic:
+    """`run_lanes` with tables as `static` has them, or larger ones to try again with once a lane is short of room."""
     start, chunk = _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), devices)
     epoch, us = split_us(lanes.start_us)
     params, requests = lanes.params, lanes.requests
@@ -260,14 +264,24 @@ def _run_once(
     pieces: list[dict[str, np.ndarray]] = []
     while True:
         state, snapshots, done = chunk(params, requests, state)
-        if static.num_slots < static.full_slots and np.any(np.asarray(state.flags) & Flag.SLOTS_SHORT):
-            return None
+        if (larger := _larger(static, np.bitwise_or.reduce(np.asarray(state.flags)))) is not None:
+            return larger
         pieces.append({k: np.asarray(v)[:num_lanes] for k, v in snapshots.items()})
         show(int(pieces[-1]["finished"][:, -1].sum() + pieces[-1]["gone"][:, -1].sum()))
         if bool(np.all(np.asarray(done))):
             break
     trajectory = Trajectory.join(pieces, lanes.start_us[:num_lanes])
     return jax.tree.map(lambda x: np.asarray(x)[:num_lanes], state), trajectory
+
+
+def _larger(static: SimStatic, flags: int) -> SimStatic | None:
+    """Tables of twice the size where the flags of some lane say that it was short of room; None where all is well."""
+    larger = static
+    if flags & Flag.SLOTS_SHORT and static.num_slots < static.full_slots:
+        larger = larger.with_slots(2 * static.num_slots)
+    if flags & Flag.CACHE_ENTRIES and static.prefix_cache == "runs" and static.cache_entries < MOST_RUNS:
+        larger = dataclasses.replace(larger, cache_entries=2 * static.cache_entries)
+    return None if larger is static else larger
 
 
 def _place(tree: Any, axes: Any, num_devices: int) -> Any:
@@ -358,11 +372,12 @@ def rollouts(
             raise UserError(f"arrival rate {rate}", expected="requests per second above 0")
     scenario.check(policy)
     static = static_of(scenario, policy, record)
+    prepared = lambda requests, rate: with_first_slots(with_cache(static, scenario, requests), scenario, requests, rate)
     run = functools.partial(run_lanes, num_devices=num_devices, progress=progress)
     results = []
     if isinstance(scenario.workload, Preset):
         lanes = synthetic_lanes(scenario, policy, seeds, rates_per_s)
-        state, trajectory = run(with_first_slots(static, scenario, lanes.requests, max(rates_per_s)), lanes)
+        state, trajectory = run(prepared(lanes.requests, max(rates_per_s)), lanes)
         for i, rate in enumerate(rates_per_s):
             part = slice(i * len(seeds), (i + 1) * len(seeds))
             cut = dataclasses.replace(lanes, requests=jax.tree.map(lambda x, p=part: x[p], lanes.requests))
@@ -374,7 +389,7 @@ def rollouts(
         trace = scenario.workload
         trace = trace if rate == scenario.rate_per_s else trace.to_rate(rate)
         lanes = trace_lanes(scenario, policy, trace, len(seeds), seeds)
-        state, trajectory = run(with_first_slots(static, scenario, lanes.requests, rate), lanes)
+        state, trajectory = run(prepared(lanes.requests, rate), lanes)
         results.append(_result(scenario, policy, seeds, rate, static, lanes, state, trajectory))
     return results
 

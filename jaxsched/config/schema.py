@@ -68,6 +68,8 @@ class ClusterConfig(Section):
     block_size: PositiveInt = 16  # tokens per KV block
     kv_blocks: PositiveInt | None = None  # per instance; None: derived from the timing description
     max_model_len: PositiveInt = 32768  # tokens, prompt and output
+    #: Prefix cache (V1 engines): auto = as the workload's content needs; runs = chains of runs; blocks = block table.
+    prefix_cache: Literal["auto", "off", "runs", "blocks"] = "auto"
 
 
 class DescriptionTiming(Section):

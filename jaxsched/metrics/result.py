@@ -36,6 +36,11 @@ FLAG_TEXT = {
         "an ordered queue was longer than its window (cluster.num_slots): late arrivals waited FIFO outside it"
     ),
     Flag.STUCK: "an idle instance held requests that can never be admitted",
+    Flag.CACHE_COPIES: (
+        "chains of runs met a second copy of a KV block, so hits are approximate from there on "
+        "(cluster.prefix_cache: blocks is exact)"
+    ),
+    Flag.CACHE_ENTRIES: "more idle runs in the prefix cache than its table holds: some were forgotten",
     Flag.SLOTS_SHORT: "rows had too few slots to be exact: a request waited for one",
 }
 

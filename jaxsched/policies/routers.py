@@ -56,6 +56,15 @@ def least_work(view: RouterView):
     return _smallest(view.work_tokens)
 
 
+def program_sticky(view: RouterView):
+    """The instance of the program's previous turn, whose prefix cache may hold the context; a new program goes to the
+    instance with the fewest outstanding requests.
+
+    Session affinity as of vLLM production-stack's and SGLang's session routers; no rebalancing.
+    """
+    return jnp.where(view.home >= 0, view.home, least_outstanding(view))
+
+
 ROUTERS = {
     router.name: router
     for router in (
@@ -64,6 +73,12 @@ ROUTERS = {
         Router("least_outstanding", least_outstanding, "fewest waiting + running requests", "join the shortest queue"),
         Router(
             "least_kv", least_kv, "fewest KV blocks used or promised", "llm-d kv-utilisation scorer", reads_blocks=True
+        ),
+        Router(
+            "program_sticky",
+            program_sticky,
+            "where the program's previous turn ran; new programs: fewest outstanding",
+            "session affinity (vLLM production-stack, SGLang router)",
         ),
         Router("power_of_two", power_of_two, "the less loaded of two at random", "Mitzenmacher, IEEE TPDS 2001"),
         Router(

@@ -209,7 +209,10 @@ def admission_step(
     seats = inst.running >= sched.max_num_seqs
     if family == "static":
         seats |= state.was_idle == 0
-    blocked = seats | (may & ~expired & ~(memory & fits))
+    blocked = seats | ~room_for_slot
+    if static.prefix_cache != "blocks":
+        # (In a block table a running request's outputs may be the candidate's prompt: its hits can grow during a run.)
+        blocked |= may & ~expired & ~(memory & fits)
     displacing = displaced | dropped_early
     return (progress & more) | displacing, displacing, blocked
 

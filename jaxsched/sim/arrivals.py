@@ -106,6 +106,7 @@ def take_arrival(
     request = jnp.minimum(state.arrivals, requests.num_rows - 1)
     stamp = (state.epoch + (now >> EPOCH_BITS), now & (EPOCH_US - 1))
     program = stamp
+    home = jnp.int32(-1)
     paused = state.paused
     if static.num_paused:
         is_return = active & ~program_first
@@ -119,6 +120,7 @@ def take_arrival(
             jnp.where(is_return, pick(paused.program_epoch), stamp[0]),
             jnp.where(is_return, pick(paused.program_us), stamp[1]),
         )
+        home = jnp.where(is_return, pick(paused.instance), -1)
         paused = paused.replace(request=jnp.where(is_return & chosen, -1, paused.request))
 
     turn = requests.row(request)
@@ -130,7 +132,7 @@ def take_arrival(
             num_waiting=seen[0], num_running=seen[1], used_blocks=seen[2], waiting_blocks=seen[3], work_tokens=seen[4],
             arrival_count=state.sequence,
             hash0=hash_bits(params.seed, request, 0), hash1=hash_bits(params.seed, request, 1),
-            prompt_tokens=prompt, predicted_tokens=predicted,
+            prompt_tokens=prompt, predicted_tokens=predicted, home=home,
         )
     ).astype(jnp.int32)  # fmt: skip
 

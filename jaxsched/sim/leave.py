@@ -191,6 +191,7 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
             us=jnp.where(at, us, paused.us),
             program_epoch=jnp.where(at, column[Col.PROGRAM_EPOCH], paused.program_epoch),
             program_us=jnp.where(at, column[Col.PROGRAM_US], paused.program_us),
+            instance=jnp.where(at, event.m, paused.instance),
         ),
         flags=event.state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
     )

@@ -158,6 +158,7 @@ class Paused(struct.PyTreeNode):
     us: Int[Array, " p"]
     program_epoch: Int[Array, " p"]
     program_us: Int[Array, " p"]
+    instance: Int[Array, " p"]  # where the last turn ran
 
 
 class Metrics(struct.PyTreeNode):
@@ -280,6 +281,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
             us=zeros(static.num_paused),
             program_epoch=zeros(static.num_paused),
             program_us=zeros(static.num_paused),
+            instance=zeros(static.num_paused),
         ),
         arrivals=zeros(),
         sequence=zeros(),

@@ -32,6 +32,7 @@ class RouterView(struct.PyTreeNode):
     waiting_blocks: Int[Array, " m"]  # blocks of the prompts that wait
     work_tokens: Int[Array, " m"]  # prompt + predicted output tokens of unfinished requests
     arrival_count: Int[Array, ""]  # arrivals routed before this one
+    home: Int[Array, ""]  # instance that ran the program's previous turn, -1 = none
     hash0: Int[Array, ""]  # uniform non-negative int32, a function of (seed, request) only
     hash1: Int[Array, ""]  # another one
     prompt_tokens: Int[Array, ""]  # of the arriving request

@@ -1,0 +1,46 @@
+"""Which representation of the prefix cache a run uses, and how large it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxsched.errors import UserError
+from jaxsched.scenario import Scenario
+from jaxsched.sim.requests import Requests
+from jaxsched.sim.static import SimStatic
+
+#: Idle runs that a table of runs begins with room for; it doubles while some lane needs more (`simulation.run_lanes`).
+FIRST_RUNS = 128
+
+
+def with_cache(static: SimStatic, scenario: Scenario, requests: Requests) -> SimStatic:
+    """`static` with the prefix cache that the scenario asks for, as far as the engine has one.
+
+    ``auto``: a block table where the workload says what its blocks hold, chains of runs where it says what its turns
+    share, and none where nothing is shared.
+
+    Raises:
+        UserError: the representation asked for cannot hold the workload's content.
+    """
+    form = scenario.prefix_cache
+    if form == "auto":
+        form = "blocks" if requests.content is not None else "runs" if requests.chain is not None else "off"
+    if form == "off" or static.scheduler.family != "v1":
+        return static
+    needs = requests.content if form == "blocks" else requests.chain
+    if needs is None:
+        other = "runs" if requests.chain is not None else "blocks" if requests.content is not None else "off"
+        what = "block ids" if form == "blocks" else "chains and groups"
+        raise UserError(
+            f"prefix_cache {form!r} needs {what}, which workload {scenario.workload.name} does not have",
+            where=f"scenario {scenario.name}, cluster.prefix_cache",
+            expected=f"{other!r}, or 'auto'",
+        )
+    if form == "runs":
+        most = max(scenario.usable_blocks, 64)
+        return dataclasses.replace(static, prefix_cache="runs", cache_entries=min(FIRST_RUNS, most))
+    tokens = np.max(np.asarray(requests.prompt_tokens) + np.asarray(requests.output_tokens))
+    longest = int(tokens) // scenario.block_size + 1
+    return dataclasses.replace(static, prefix_cache="blocks", cache_entries=scenario.usable_blocks, max_blocks=longest)
