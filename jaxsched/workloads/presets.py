@@ -25,10 +25,11 @@ from jaxsched.workloads.laws import Exponential, Gamma
 from jaxsched.workloads.names import nearest
 from jaxsched.workloads.renewal import RenewalSpec
 from jaxsched.workloads.sessions import MixedSessions, SessionSpec, generate_sessions
+from jaxsched.workloads.stages import PipelineSpec, generate_pipelines
 
-Spec = RequestSpec | SessionSpec | MixedSessions | RenewalSpec
+Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | RenewalSpec
 #: Specifications of programs with more than one turn.
-Sessions = SessionSpec | MixedSessions
+Sessions = SessionSpec | MixedSessions | PipelineSpec
 
 #: Options that may be traced, so that lanes of one program can differ in them.
 TRACED = ("tool_tail", "turns_factor", "context_scale", "short_share")
@@ -157,7 +158,9 @@ class Preset:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _generate(spec: Spec, key: Array, num_programs: int, rate_per_s: Array, knobs: Knobs) -> Requests:
-    if isinstance(spec, Sessions):
+    if isinstance(spec, PipelineSpec):
+        return generate_pipelines(spec, key, num_programs, rate_per_s, knobs)
+    if isinstance(spec, SessionSpec | MixedSessions):
         return generate_sessions(spec, key, num_programs, rate_per_s, knobs)
     requests = spec.requests() if isinstance(spec, RenewalSpec) else spec
     return generate_requests(requests, key, num_programs, rate_per_s, knobs)

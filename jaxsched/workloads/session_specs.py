@@ -13,10 +13,11 @@ the length of that answer (0.36 in logs), the rest of it is not (0.09), so the r
 from __future__ import annotations
 
 from jaxsched.workloads.arrivals import Renewal
-from jaxsched.workloads.laws import Discrete, Exponential, LogNormalMixture, QuantileTable
+from jaxsched.workloads.laws import Constant, Discrete, Exponential, LogNormalMixture, QuantileTable
 from jaxsched.workloads.preset_specs import MOONCAKE_OUTPUT, MOONCAKE_PROMPT
 from jaxsched.workloads.presets import Preset
 from jaxsched.workloads.sessions import MixedSessions, Pause, SessionSpec
+from jaxsched.workloads.stages import PipelineSpec, Stage
 
 _POISSON = Renewal(Exponential())
 
@@ -231,6 +232,32 @@ CHAT_SESSIONS = Preset(
     rate_per_s=2.0,
 )
 
+# -- Staged pipeline --------------------------------------------------------------------------------------------------
+
+TEXT2SQL = Preset(
+    "text2sql",
+    "Text-to-SQL pipeline: about 20 calls a query in seven stages, one after another; prompts of 300 to 12,000 tokens",
+    "HexGen-Text2SQL traces (calls and mean lengths of each stage); spreads and templates are judgement",
+    PipelineSpec(
+        arrivals=_POISSON,
+        # Means of the source, input / output: 306/7 four times, 669/44, 10-12k/700 twice, 6-8k/82-155 3.7-5 times,
+        # 274/4 three times, 1.1-1.3k/100, about 1k/30 five times.
+        stages=(
+            Stage("retrieval", Constant(4.0), _lognormal(5.70, 0.2), _lognormal(1.8, 0.5), 200),
+            Stage("keywords", Constant(1.0), _lognormal(6.50, 0.1), _lognormal(3.7, 0.4), 500),
+            Stage("candidate", Constant(2.0), _lognormal(9.27, 0.25), _lognormal(6.47, 0.4), 1_500, per_program=True),
+            Stage(
+                "revise", Discrete((0.0, 0.0, 0.2, 0.3, 0.5)), _lognormal(8.82, 0.25), _lognormal(4.6, 0.6), 1_000, True
+            ),
+            Stage("unit_test", Constant(3.0), _lognormal(5.60, 0.15), _lognormal(1.3, 0.4), 150),
+            Stage("unit_test_set", Constant(1.0), _lognormal(7.08, 0.2), _lognormal(4.5, 0.4), 600),
+            Stage("evaluate", Constant(5.0), _lognormal(6.88, 0.2), _lognormal(2.8, 1.1), 600),
+        ),
+        max_turns=24,
+    ),
+    rate_per_s=0.5,
+)
+
 SESSION_PRESETS: tuple[Preset, ...] = (
     CODING_AGENT,
     SWE_TOOL,
@@ -241,4 +268,5 @@ SESSION_PRESETS: tuple[Preset, ...] = (
     TAU_AGENTS,
     CODING_INTERACTIVE,
     CHAT_SESSIONS,
+    TEXT2SQL,
 )

@@ -100,7 +100,7 @@ class MixedSessions:
         return self.short.tool_names
 
 
-class _Turns(NamedTuple):
+class Turns(NamedTuple):
     """Turns of programs: [turns, programs] unless said otherwise."""
 
     count: Int[Array, " n"]  # turns that the program has
@@ -130,10 +130,19 @@ def generate_sessions(
         turns = jax.tree.map(lambda a, b: jnp.where(is_short, a, b), short, long)
     else:
         turns = _turns(spec, key, program, turn, knobs)
+    return table_of(turns, spec.arrivals, key, rate_per_s, knobs)
 
-    zero = jnp.zeros((spec.max_turns, num_programs), jnp.int32)
-    row_of = lambda t: jnp.where(t == 0, program, num_programs + program * (spec.max_turns - 1) + t - 1)
-    epoch, us = arrival_times(spec.arrivals, key, num_programs, rate_per_s)
+
+def table_of(
+    turns: Turns, arrivals: ArrivalProcess, key: Array, rate_per_s: Float[Array, ""], knobs: Knobs
+) -> Requests:
+    """The machine's table of these turns, in the row order of `generate_sessions`."""
+    max_turns, num_programs = turns.prompt.shape
+    program = jnp.arange(num_programs, dtype=jnp.int32)
+    turn = jnp.arange(max_turns, dtype=jnp.int32)[:, None]
+    zero = jnp.zeros((max_turns, num_programs), jnp.int32)
+    row_of = lambda t: jnp.where(t == 0, program, num_programs + program * (max_turns - 1) + t - 1)
+    epoch, us = arrival_times(arrivals, key, num_programs, rate_per_s)
     return Requests(
         num_programs=jnp.int32(num_programs),
         arrival_epoch=_flat(zero.at[0].set(epoch)),
@@ -154,7 +163,7 @@ def generate_sessions(
     )
 
 
-def _turns(spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[Array, "t 1"], knobs: Knobs) -> _Turns:
+def _turns(spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[Array, "t 1"], knobs: Knobs) -> Turns:
     """The turns of every program, as many as there are in `turn`."""
     scale = knobs["context_scale"]
     count = tokens(
@@ -193,7 +202,7 @@ def _turns(spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[A
         prefix = jnp.minimum(common, jnp.take_along_axis(prompt, begins, axis=0))
     tool, pause = _pauses(spec, key, program, turn, knobs["tool_tail"])
     later = turn > 0
-    return _Turns(
+    return Turns(
         count=count,
         prompt=prompt,
         output=output,

@@ -13,7 +13,7 @@ from jaxsched.errors import UserError
 from jaxsched.workloads import Workload, get_preset, list_presets, stats
 from tests.workloads.test_presets import columns
 
-SESSIONS = [name for name in list_presets() if get_preset(name).max_turns > 1]
+SESSIONS = [n for n in list_presets() if get_preset(n).max_turns > 1 and n != "text2sql"]  # chains of several turns
 
 
 @functools.cache
@@ -113,6 +113,19 @@ def test_a_common_prefix_is_cut_to_the_shortest_first_prompt_and_stays_along_the
     np.testing.assert_array_equal(alone.prompt_tokens, w.prompt_tokens)
 
 
+def test_each_call_of_a_pipeline_shares_its_stages_template_only():
+    w, names = sample("text2sql", 400), get_preset("text2sql").tool_names
+    assert len(np.unique(w.chain)) == len(w) and not w.pause_us.any()
+    later = w.turn > 0
+    np.testing.assert_array_equal(w.tool[later], w.group[later])
+    assert (w.group[~later] == 0).all() and (np.diff(w.group)[later[1:]] >= 0).all()  # stages in order
+    assert set(w.group) == set(range(len(names)))
+    for stage in range(len(names)):
+        chosen = w.group == stage
+        assert (w.group_tokens[chosen] <= w.prompt_tokens[chosen]).all()
+        assert len(set(w.group_tokens[chosen & (w.prompt_tokens > 2_000)])) <= 1
+
+
 # -- figures of the study ----------------------------------------------------------------------------------------------
 
 
@@ -196,6 +209,31 @@ def test_chats_have_two_to_six_turns():
     np.testing.assert_allclose(np.bincount(turns, minlength=7)[2:] / len(turns), 0.2, atol=0.03)
 
 
+def test_text_to_sql_has_the_calls_and_lengths_of_the_traces():
+    """HexGen-Text2SQL: calls and mean lengths per stage (systems sheet 8), totals over all calls (traces sheet 5.4)."""
+    w, names = sample("text2sql"), get_preset("text2sql").tool_names
+    calls = np.bincount(w.program)
+    assert 19 <= calls.mean() <= 21 and calls.max() <= 28
+    stages = {  # calls, mean input and output
+        "retrieval": ((4, 4), (306, 306), (7, 7)),
+        "keywords": ((1, 1), (669, 669), (44, 44)),
+        "candidate": ((2, 2), (10_000, 12_000), (700, 700)),
+        "revise": ((3.7, 5), (6_000, 8_000), (82, 155)),
+        "unit_test": ((3, 3), (274, 274), (4, 4)),
+        "unit_test_set": ((1, 1), (1_100, 1_300), (100, 100)),
+        "evaluate": ((5, 5), (1_000, 1_000), (30, 30)),
+    }
+    assert tuple(stages) == names
+    for stage, expected in enumerate(stages.values()):
+        chosen = w.group == stage
+        found = chosen.sum() / w.num_programs, w.prompt_tokens[chosen].mean(), w.output_tokens[chosen].mean()
+        for value, (low, high) in zip(found, expected, strict=True):
+            assert 0.94 * low <= value <= 1.06 * high, (names[stage], found)
+    prompt, output = stats.quantiles(w.prompt_tokens), stats.quantiles(w.output_tokens)
+    assert 900 <= prompt["p50"] <= 1_200 and prompt["p95"] == pytest.approx(11_000, rel=0.1)
+    assert output["p50"] == pytest.approx(22, rel=0.15) and output["p95"] == pytest.approx(700, rel=0.1)
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +284,7 @@ def test_arrivals_can_be_burstier_than_poisson():
         get_preset("chat_smooth").with_options(arrival_cv=2.0)
 
 
-@pytest.mark.parametrize("preset", ["mixed_agents", "chat_sessions", "shared_prompts"])
+@pytest.mark.parametrize("preset", ["mixed_agents", "chat_sessions", "shared_prompts", "text2sql"])
 def test_a_program_does_not_depend_on_how_many_are_generated(preset):
     few, many = (Workload.from_requests(get_preset(preset).generate(jax.random.key(4), n)).head(90) for n in (90, 131))
     for name in ("arrival_us", "turn", "prompt_tokens", "output_tokens", "pause_us", "group", "group_tokens", "tool"):
