@@ -40,7 +40,8 @@ def with_cache(static: SimStatic, scenario: Scenario, requests: Requests) -> Sim
         )
     if form == "runs":
         most = max(scenario.usable_blocks, 64)
-        return dataclasses.replace(static, prefix_cache="runs", cache_entries=min(FIRST_RUNS, most))
+        tools = 1 if requests.tool is None else int(np.max(np.asarray(requests.tool))) + 1
+        return dataclasses.replace(static, prefix_cache="runs", cache_entries=min(FIRST_RUNS, most), num_tools=tools)
     tokens = np.max(np.asarray(requests.prompt_tokens) + np.asarray(requests.output_tokens))
     longest = int(tokens) // scenario.block_size + 1
     return dataclasses.replace(static, prefix_cache="blocks", cache_entries=scenario.usable_blocks, max_blocks=longest)

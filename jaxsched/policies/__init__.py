@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from jaxsched.errors import UserError
-from jaxsched.policies.base import PARAMETERS, Policy, Router, Scheduler
+from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
+from jaxsched.policies.continuum import CONTINUUM
+from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
 from jaxsched.policies.ewsjf import EWSJF
+from jaxsched.policies.gittins import GITTINS, GITTINS_RETENTION
 from jaxsched.policies.mlfq import MLFQ
 from jaxsched.policies.orca import ORCA
+from jaxsched.policies.program_fcfs import PROGRAM_FCFS, arrival_order
 from jaxsched.policies.routers import ROUTERS
 from jaxsched.policies.sarathi import SARATHI
 from jaxsched.policies.sjf import SJF, SJF_ORACLE
@@ -21,10 +26,13 @@ SCHEDULERS: dict[str, Scheduler] = {
     entry.spec.name: entry
     for entry in (
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
-        SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF,
+        SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"
+#: Retention rules that go with any scheduler of the V1 engine: ``get("pfcfs+ttl")``.
+RETENTIONS: dict[str, Retention] = {**CONTINUUM_RETENTIONS, GITTINS_RETENTION.name: GITTINS_RETENTION}
+GATE = "gate"
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -36,17 +44,45 @@ def _lookup(table: dict, name: str, kind: str):
 
 
 def get(name: str, **params: float) -> Policy:
-    """The policy `scheduler` or `scheduler+router`: ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``."""
-    scheduler, _, router = name.partition("+")
-    return compose(scheduler, router or DEFAULT_ROUTER, name=name, **params)
+    """The policy `name`: a scheduler, then in any order a retention rule, "gate" and a router, joined by "+".
+
+    ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``, ``get("gittins+gate+program_sticky")``.
+    """
+    scheduler, *parts = name.split("+")
+    router = next((part for part in parts if part in ROUTERS), DEFAULT_ROUTER)
+    rest = [part for part in parts if part not in ROUTERS]
+    return compose("+".join([scheduler, *rest]), router, name=name, **params)
 
 
 def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = None, **params: float) -> Policy:
-    """A policy from a scheduler and a router of the catalogue, with parameters overridden."""
-    policy = Policy(
-        name or f"{scheduler}+{router}", _lookup(SCHEDULERS, scheduler, "policy"), _lookup(ROUTERS, router, "router")
-    )
+    """A policy from a scheduler and a router of the catalogue, with parameters overridden.
+
+    `scheduler` may carry a retention rule and the gate: ``"pfcfs+ttl"``, ``"gittins+gate"``, ``"continuum+gate"``.
+    """
+    first, *parts = scheduler.split("+")
+    chosen = _lookup(SCHEDULERS, first, "policy")
+    for part in parts:
+        if part not in (*RETENTIONS, GATE):
+            _lookup({**RETENTIONS, GATE: None, **ROUTERS}, part, "part of a policy")
+        chosen = _with_part(chosen, part)
+    policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))
     return policy.with_params(**params) if params else policy
 
 
-__all__ = ["PARAMETERS", "ROUTERS", "SCHEDULERS", "Policy", "Router", "Scheduler", "compose", "get"]
+def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
+    """A scheduler with a retention rule or the gate added; its queue becomes one that they can look into."""
+    spec = scheduler.spec
+    if spec.family != "v1":
+        raise UserError(
+            f"{spec.name}+{part}: the {spec.family} engine has no prefix cache",
+            expected="a scheduler of the V1 engine, e.g. vllm or pfcfs",
+        )
+    spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", order=spec.order or arrival_order)
+    if part == GATE:
+        return dataclasses.replace(scheduler, spec=dataclasses.replace(spec, gate=True))
+    rule = RETENTIONS[part]
+    spec = dataclasses.replace(spec, retain=rule.head)
+    return dataclasses.replace(scheduler, spec=spec, retain_params=dict(rule.params))
+
+
+__all__ = ["PARAMETERS", "RETENTIONS", "ROUTERS", "SCHEDULERS", "Policy", "Router", "Scheduler", "compose", "get"]

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from jaxsched.errors import UserError
 from jaxsched.sim.params import SchedulerParams
+from jaxsched.sim.retain import RetainHead
 from jaxsched.sim.static import RouteHead, SchedulerSpec
 
-#: Names a scheduler's parameters may have, and what each means. `watermark` is a fraction of the pool.
+#: Names a scheduler's parameters may have, and what each means. `FRACTIONS` are fractions of the pool.
 PARAMETERS = {
     "token_budget": "tokens per engine step (max_num_batched_tokens; the chunk size of sarathi)",
     "max_num_seqs": "requests admitted at a time",
@@ -20,7 +21,9 @@ PARAMETERS = {
     "reserve_full_isl": "1: admit only if the whole known sequence fits",
     "watermark": "fraction of the KV pool kept free at admission",
     "max_model_len": "longest prompt + output; what orca and static batching reserve",
+    "gate_fraction": "share of the KV pool that contexts of begun programs may fill before new ones wait (+gate)",
 }
+FRACTIONS = ("watermark", "gate_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,19 @@ class Scheduler:
     source: str  # paper or code that the rules follow
     defaults: dict[str, float] = dataclasses.field(default_factory=dict)  # over those of the V1 engine
     order_params: dict[str, int] = dataclasses.field(default_factory=dict)  # of the order head, in its order
+    retain_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the retention head, in its order
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """One named retention rule of the catalogue."""
+
+    name: str
+    head: RetainHead
+    summary: str
+    source: str
+    params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the head, in its order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +71,7 @@ V1_DEFAULTS = {
     "reserve_full_isl": 1,
     "watermark": 0.0,
     "max_model_len": 32768,
+    "gate_fraction": 0.8,
 }
 
 
@@ -70,11 +86,14 @@ class Policy:
 
     def settings(self) -> dict[str, float]:
         """Every scheduler parameter with its value in force."""
-        return {**V1_DEFAULTS, **self.scheduler.defaults, **self.scheduler.order_params, **dict(self.overrides)}
+        return {**V1_DEFAULTS, **self.scheduler.defaults, **self._head_params(), **dict(self.overrides)}
+
+    def _head_params(self) -> dict[str, float]:
+        return {**self.scheduler.order_params, **self.scheduler.retain_params}
 
     def with_params(self, **overrides: float) -> Policy:
         """The same policy with some parameters set; unknown names are refused."""
-        allowed = set(PARAMETERS) | set(self.scheduler.order_params)
+        allowed = set(PARAMETERS) | set(self._head_params())
         for name in overrides:
             if name not in allowed:
                 raise UserError(
@@ -90,9 +109,14 @@ class Policy:
         # vLLM counts the watermark on the pool with its null block.
         watermark = int(values["watermark"] * (usable_blocks + 1))
         order = [int(values[name]) for name in self.scheduler.order_params]
-        integers = {name: jnp.int32(int(values[name])) for name in PARAMETERS if name != "watermark"}
+        retain = [float(values[name]) for name in self.scheduler.retain_params]
+        integers = {name: jnp.int32(int(values[name])) for name in PARAMETERS if name not in FRACTIONS}
         return SchedulerParams(
-            **integers, watermark_blocks=jnp.int32(watermark), order=jnp.asarray(order, jnp.int32).reshape(-1)
+            **integers,
+            watermark_blocks=jnp.int32(watermark),
+            order=jnp.asarray(order, jnp.int32).reshape(-1),
+            retain=jnp.asarray(retain, jnp.float32).reshape(-1),
+            gate_fraction=jnp.float32(values["gate_fraction"]),
         )
 
     def needs_ordered_budget(self) -> bool:

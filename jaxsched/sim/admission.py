@@ -9,6 +9,7 @@ from jaxsched.sim.arrivals import in_measured_cohort
 from jaxsched.sim.clock import relative_us
 from jaxsched.sim.event import Event, ceil_blocks, count, first_slot, set_where, slot_with
 from jaxsched.sim.kv import Hit
+from jaxsched.sim.retain import FOREVER_US
 from jaxsched.sim.running import preempt
 from jaxsched.sim.state import DEAD, EMPTY, WAITING, Col, Count, Fate, Flag, Hist
 from jaxsched.sim.views import QueueView
@@ -79,8 +80,15 @@ def _pop(event: Event, active: Bool[Array, ""]) -> None:
 
 def queue_view(event: Event) -> QueueView:
     """What an order head sees of this instance."""
-    slots, columns = event.slots, event.columns()
+    static, slots, columns = event.static, event.slots, event.columns()
+    row = columns[:, Col.REQUEST]
+    program = event.requests.program[row]
     return QueueView(
+        row=row,
+        program=program,
+        first_turn_mask=program == row,
+        preempted_mask=columns[:, Col.PREEMPTIONS] > 0,
+        pinned_mask=event.kv.is_pinned(row) if static.retains else jnp.zeros_like(slots.order, bool),
         waiting_mask=slots.order == WAITING,
         running_mask=event.running_mask,
         known_tokens=slots.known,
@@ -91,6 +99,22 @@ def queue_view(event: Event) -> QueueView:
         sequence=columns[:, Col.SEQUENCE],
         wait_us=event.since(event.now, columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
     )
+
+
+def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
+    """Which waiting requests would pass as the first turn of a new program (retention/gate.py, `gate_open`).
+
+    Contexts of begun programs: of running requests, of waiting turns of begun programs, and what is left of paused
+    ones. A program always begins when nothing runs.
+    """
+    static, kv = event.static, event.kv
+    begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
+    blocks = jnp.sum(jnp.where(begun, ceil_blocks(static, view.known_tokens), 0)) + kv.paused_blocks()
+    waiting_rows = jnp.where(view.waiting_mask, view.row, -2)
+    blocks -= kv.blocks_of(waiting_rows)  # counted with the turns that wait for them
+    limit = event.params.scheduler.gate_fraction * event.params.usable_blocks[event.m].astype(jnp.float32)
+    would_be = (blocks + ceil_blocks(static, view.known_tokens)).astype(jnp.float32)
+    return (would_be < limit) | (event.inst.running == 0)
 
 
 def admission_step(
@@ -119,9 +143,12 @@ def admission_step(
     else:
         view = queue_view(event)
         key = order(sched.order, view)
-        best = jnp.min(jnp.where(view.waiting_mask, key, 2**31 - 1))
-        slot = slot_with(view.waiting_mask & (key == best), view.sequence)
-        exists = jnp.any(view.waiting_mask)
+        eligible = view.waiting_mask
+        if static.gated:
+            eligible &= ~view.first_turn_mask | (view.known_tokens > view.prompt_tokens) | _gate_open(event, view)
+        best = jnp.min(jnp.where(eligible, key, 2**31 - 1))
+        slot = slot_with(eligible & (key == best), view.sequence)
+        exists = jnp.any(eligible)
         column = event.column(slot)
         prompt, known = event.at(slots.prompt, slot), event.at(slots.known, slot)
         fresh, dead = jnp.bool_(False), jnp.bool_(False)
@@ -164,6 +191,8 @@ def admission_step(
         blocks = ceil_blocks(static, hit_tokens + tokens) - cached.blocks
         # Cached blocks that nobody holds count as free until they are taken.
         kept += cached.idle
+        if static.retains:  # pins of others hold as long as anything runs
+            kept += jnp.where(inst.running > 0, event.kv.pinned_blocks() - cached.pinned, 0)
         memory = blocks + kept <= inst.free
         memory &= (sched.reserve_full_isl == 0) | (whole - cached.blocks + kept <= inst.free)
         reserved = jnp.int32(0)
@@ -178,11 +207,10 @@ def admission_step(
     else:
         blocks = reserved = ceil_blocks(static, sched.max_model_len)
         memory = blocks <= inst.free
-    settled = event.kv.settled
     if fcfs:  # in a row shorter than full; whatever else keeps a request out does so in full rows too
-        short = active & may & ~dead & ~expired & fits & memory & settled & ~room_for_slot
+        short = active & may & ~dead & ~expired & fits & memory & ~room_for_slot
         event.state = state.replace(flags=state.flags | jnp.where(short, int(Flag.SLOTS_SHORT), 0))
-    considered = active & may & ~dead & room_for_slot & settled
+    considered = active & may & ~dead & room_for_slot
     drops = active & may & expired
     admits = considered & ~expired & fits & memory
     pops_dead = active & may & dead
@@ -198,8 +226,7 @@ def admission_step(
         resumed=(~fresh if fcfs else column[Col.PREEMPTIONS] > 0).astype(jnp.int32),
         dropped=jnp.where(drops, column[Col.REQUEST], -1),
     )
-    # What is owed for earlier admissions may take further micro-steps to pay; then the candidate is looked at again.
-    progress = admits | drops | pops_dead | (active & may & jnp.logical_not(settled))
+    progress = admits | drops | pops_dead
     state = event.state
     more = (inst.waiting > 0) & (inst.running < sched.max_num_seqs)
     if family in ("v1", "sarathi"):
@@ -254,10 +281,23 @@ def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, token
     event.record(column[Col.REQUEST], first, first_scheduled=event.stamp(event.now))
     if caching:
         event.tally.count(Count.CACHED_TOKENS, jnp.where(active, hit_tokens, 0))
+        _learn_from_wait(event, first, column, cached)
         if static.record:
             total = event.state.record.cached_total[column[Col.REQUEST]]
             event.record(column[Col.REQUEST], first, cached_first=hit_tokens)
             event.record(column[Col.REQUEST], active, cached_total=total + hit_tokens)
+
+
+def _learn_from_wait(event: Event, first, column, cached: Hit) -> None:
+    """Tell the retention policy how long a later turn waited whose context was gone (some of it, at least)."""
+    static, head = event.static, event.static.scheduler.retain
+    if not static.retains or head is None or head.readmitted is None:
+        return
+    later = event.requests.program[column[Col.REQUEST]] != column[Col.REQUEST]
+    wait = event.since(event.now, column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US])
+    wait_us = jnp.minimum(wait, FOREVER_US).astype(jnp.int32)
+    evicted = first & later & ~event.kv.found_own(cached)
+    event.state = event.state.replace(learned=head.readmitted(event.state.learned, wait_us, evicted))
 
 
 def _drop(event: Event, slot, active, fresh, column, prompt) -> None:

@@ -9,6 +9,7 @@ from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.event import Tally, ceil_blocks
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.retain import saturated_us
 from jaxsched.sim.state import Count, Fate, Instance, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.views import RouterView
@@ -124,6 +125,11 @@ def take_arrival(
         paused = paused.replace(request=jnp.where(is_return & chosen, -1, paused.request))
 
     turn = requests.row(request)
+    learned = state.learned
+    head = static.scheduler.retain
+    if static.retains and head is not None and head.returned is not None:
+        tool = jnp.int32(0) if turn.tool is None else turn.tool
+        learned = head.returned(learned, tool, saturated_us(turn.pause_epoch, turn.pause_us), is_return)
     prompt, output, predicted = turn.prompt_tokens, turn.output_tokens, turn.predicted_tokens
     live = live_view(static, params, state, now)
     seen = state.view if static.delayed_view else live
@@ -210,4 +216,5 @@ def take_arrival(
         queue=queue,
         paused=paused,
         record=record,
+        learned=learned,
     )

@@ -47,6 +47,8 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         finish_in = jnp.min(jnp.where(decode, steps_left, 2**31 - 1))
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
+        if static.retains:  # no step of a run breaks a pin
+            spare -= event.kv.pinned_blocks()
         memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)
         if static.scheduler.family in ("orca", "static"):
             memory_in = jnp.int32(k)
@@ -67,6 +69,10 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     start = jnp.maximum(event.now, inst.end_last) if asynchronous else event.now
     start = jnp.where(inst.in_flight > 0, start, event.now) if asynchronous else start
     ends = start + jnp.cumsum(durations)
+    if static.retains and k > 1:  # ... nor begins after the end of one
+        expiry = event.kv.next_expiry(*event.stamp(event.now))
+        expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
+        longest = jnp.minimum(longest, 1 + jnp.sum((ends <= expiry).astype(jnp.int32)))
     ends = jnp.where(step < longest, ends, NEVER_US)
     first_end = ends[0]
     last_end = jnp.max(jnp.where(step < longest, ends, 0))

@@ -17,7 +17,6 @@ from jaxsched.sim.kv import KvCache, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import (
-    MAX_COLUMN_WRITES,
     Col,
     Count,
     Flag,
@@ -26,6 +25,7 @@ from jaxsched.sim.state import (
     Metrics,
     Slots,
     State,
+    max_column_writes,
 )
 from jaxsched.sim.static import SimStatic
 
@@ -129,7 +129,7 @@ class Event:
         rows = jnp.stack([getattr(self.slots, name) for name in Slots.__dataclass_fields__])
         scalars = jnp.stack([getattr(self.inst, name) for name in Instance.__dataclass_fields__])
         unused = [(jnp.int32(0), jnp.zeros(len(Col), jnp.int32), jnp.bool_(False))]
-        writes = self.writes + unused * (MAX_COLUMN_WRITES - len(self.writes))
+        writes = self.writes + unused * (max_column_writes(self.static) - len(self.writes))
         pending = self.state.pending_writes.replace(
             instance=jnp.stack([jnp.where(on, self.m, self.static.num_instances) for _, _, on in writes]),
             slot=jnp.stack([slot for slot, _, _ in writes]),

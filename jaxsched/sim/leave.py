@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import add_us, relative_us
 from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
+from jaxsched.sim.kv import Pin
+from jaxsched.sim.retain import PauseView, deadline, reload_time_us
 from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
 
 
@@ -97,7 +99,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         event.add_waiting(-1, here & ~was_running, prompt)
         if static.scheduler.order is None:
             gone_order = jnp.where(was_running, EMPTY, DEAD)
-    inst.free = inst.free + event.kv.release(slot, was_running, held)
+    inst.free = inst.free + event.kv.release(slot, was_running, held, _pin(event, column, is_finish))
     inst.running = inst.running - was_running
     event.drop_work(here, prompt, column)
     scheduled = event.at(slots.computed, slot) + column[Col.LOST_TOKENS]
@@ -127,6 +129,38 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     event.note(leaving=active, free_left=inst.free)
     pause_program(event, column, is_finish)
     return active & (num_finished_or_expired > 1)
+
+
+def _pin(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> Pin | None:
+    """What the retention policy decides about the context of a program that pauses now."""
+    static, requests = event.static, event.requests
+    if not (static.retains or static.gated):
+        return None
+    row = column[Col.REQUEST]
+    turn = requests.row(row)
+    following = jnp.where(is_finish, turn.next_turn, -1)
+    next_row = jnp.maximum(following, 0)
+    after = requests.row(next_row)
+    assert turn.chain is not None and turn.group is not None and turn.group_tokens is not None
+    goes_on = (following >= 0) & (after.chain == turn.chain)  # else the history is cut: nothing of it comes again
+    ttl_us = jnp.int32(0)
+    head = static.scheduler.retain
+    if head is not None:
+        group_blocks = jnp.where(turn.group >= 0, turn.group_tokens // static.block_size, 0)
+        computed = turn.prompt_tokens + turn.output_tokens - 1
+        own = jnp.maximum(computed // static.block_size - group_blocks, 0) * static.block_size
+        view = PauseView(
+            tool=jnp.int32(0) if after.tool is None else after.tool,
+            context_tokens=own,
+            reload_us=reload_time_us(event.params.timing, own),
+            pool_tokens=event.params.usable_blocks[event.m] * static.block_size,
+            pause_epoch=after.pause_epoch,
+            pause_us=after.pause_us,
+        )
+        ttl_us = head.ttl(event.params.scheduler.retain, event.state.learned, view)
+    epoch, us = deadline(*event.stamp(event.now), ttl_us)
+    none = jnp.int32(-1)
+    return Pin(jnp.where(goes_on, following, none), turn.program, jnp.where(ttl_us > 0, epoch, none), us)
 
 
 def has_expired(event: Event) -> Bool[Array, " s"]:

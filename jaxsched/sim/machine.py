@@ -21,7 +21,7 @@ from jaxsched.sim.leave import book_run, let_one_leave
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.running import running_pass
-from jaxsched.sim.state import Col, Count, Flag, Instance, Phase, State, init_state
+from jaxsched.sim.state import WAITING, Col, Count, Flag, Instance, Phase, State, init_state
 from jaxsched.sim.static import SimStatic
 
 #: Longest step or run of steps (537 s): what may follow an event without leaving int32.
@@ -143,6 +143,9 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
     state, inst, sched = event.state, event.inst, event.params.scheduler
     static = event.static
     event.slots.chunk = jnp.where(begins, 0, event.slots.chunk)
+    if static.retains:
+        rows = event.columns()[:, Col.REQUEST]
+        event.kv.refresh_pins(begins, *event.stamp(event.now), event.slots.order == WAITING, rows)
     unlimited = static.scheduler.family in ("orca", "static")
     event.state = state.replace(
         budget=jnp.where(begins, jnp.int32(2**30) if unlimited else sched.token_budget, state.budget),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxsched.timing.step_time import StepTimeParams
 
@@ -20,6 +20,8 @@ class SchedulerParams(struct.PyTreeNode):
     watermark_blocks: Int[Array, ""]  # blocks kept free at admission
     max_model_len: Int[Array, ""]  # tokens; what `orca` and `static` reserve
     order: Int[Array, " k"]  # parameters of the order head, see the policy's file
+    retain: Float[Array, " r"]  # parameters of the retention head, see the policy's file
+    gate_fraction: Float[Array, ""]  # share of the pool that the contexts of begun programs may fill
 
 
 class SimParams(struct.PyTreeNode):

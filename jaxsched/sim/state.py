@@ -188,8 +188,11 @@ class Record(struct.PyTreeNode):
 
 
 NUM_SCALARS = len(Instance.__dataclass_fields__)
-#: Columns of `request` that one micro-step can write: refilled or admitted, preempted (twice), first token.
-MAX_COLUMN_WRITES = 4
+
+
+def max_column_writes(static: SimStatic) -> int:
+    """Columns of `request` that one micro-step can write: refilled, admitted (cache), preempted twice, first token."""
+    return 4 + (static.prefix_cache != "none" and static.scheduler.preemptive)
 
 
 class PendingWrites(struct.PyTreeNode):
@@ -199,9 +202,9 @@ class PendingWrites(struct.PyTreeNode):
     scheduled after it, makes XLA copy the whole array, twice per micro-step (measured: half of the time).
     """
 
-    instance: Int[Array, " 4"]  # request columns: instance (out of range = no write), slot, values
-    slot: Int[Array, " 4"]
-    values: Int[Array, "4 16"]
+    instance: Int[Array, " w"]  # request columns: instance (out of range = no write), slot, values
+    slot: Int[Array, " w"]
+    values: Int[Array, "w 16"]
     joined: Int[Array, ""]  # instance that an arrival joined, out of range = none
     change: Int[Array, " 16"]  # ... and what that adds to its scalars
     event: Int[Array, ""]  # instance of the event
@@ -242,12 +245,18 @@ class State(struct.PyTreeNode):
     metrics: Metrics
     record: Record
     kv: Any = None  # the prefix cache, see sim/kv; None = off
+    learned: Any = None  # what the retention policy has learned; None = nothing to learn
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
 EMPTY_SLOT = dict(computed=0, known=0, goal=1, prompt=0, order=EMPTY, chunk=0, last=-1, aux=0)
 
 QUEUE_WIDTH_SESSIONS = 6  # entry, sequence, arrival (epoch, us), program arrival (epoch, us)
+
+
+def _nothing_learned(static: SimStatic) -> Any:
+    head = static.scheduler.retain
+    return head.start(static.num_tools) if static.retains and head is not None and head.start is not None else None
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
@@ -265,9 +274,9 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         slots=jnp.stack([full(EMPTY_SLOT[name], m, s) for name in Slots.__dataclass_fields__], axis=1),
         request=zeros(m, s, len(Col)),
         pending_writes=PendingWrites(
-            instance=full(m, MAX_COLUMN_WRITES),
-            slot=zeros(MAX_COLUMN_WRITES),
-            values=zeros(MAX_COLUMN_WRITES, len(Col)),
+            instance=full(m, max_column_writes(static)),
+            slot=zeros(max_column_writes(static)),
+            values=zeros(max_column_writes(static), len(Col)),
             joined=full(m),
             change=zeros(NUM_SCALARS),
             event=full(m),
@@ -321,4 +330,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
             cached_total=zeros(n),
         ),
         kv=init_cache(static, params),
+        learned=_nothing_learned(static),
     )

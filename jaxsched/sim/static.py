@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 
+from jaxsched.sim.retain import RetainHead
 from jaxsched.sim.views import QueueView, RouterView
 
 #: order head: (parameters, view of one row) -> int32 key per slot, the smallest runs next,
@@ -30,6 +31,8 @@ class SchedulerSpec:
     preemptive: bool = False  # a waiting request with a smaller key may displace a running one
     priority_victims: bool = False  # memory pressure evicts the least important request, not the last admitted
     asynchronous: bool = False  # one step ahead: schedule step k+1 when step k starts
+    retain: RetainHead | None = None  # pins the KV of paused programs; None: least recently released (vLLM)
+    gate: bool = False  # new programs enter only while the contexts of begun ones leave room
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -54,6 +57,7 @@ class SimStatic:
     prefix_cache: str = "none"  # representation of the prefix cache: one of CACHES (V1 family only)
     cache_entries: int = 0  # blocks: the largest pool; runs: idle runs that an instance can hold
     max_blocks: int = 0  # full blocks of the longest turn
+    num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
     timeouts: bool = False  # some class has a timeout
     delayed_view: bool = False  # routers see the state of the last telemetry tick
     route_by_blocks: bool = False  # the router reads KV use: kept per step of a run, and of waiting prompts
@@ -71,6 +75,18 @@ class SimStatic:
             raise ValueError(f"unknown prefix cache {self.prefix_cache!r}, expected one of {CACHES}")
         if self.prefix_cache != "none" and self.scheduler.family != "v1":
             raise ValueError(f"the {self.scheduler.family} engines have no prefix cache")
+        if (self.scheduler.retain or self.scheduler.gate) and self.prefix_cache == "blocks":
+            raise ValueError("retention policies and the gate need chains of runs (prefix_cache = runs)")
+
+    @property
+    def retains(self) -> bool:
+        """Whether KV of paused programs can be pinned."""
+        return self.scheduler.retain is not None and self.prefix_cache == "runs"
+
+    @property
+    def gated(self) -> bool:
+        """Whether new programs pass a gate."""
+        return self.scheduler.gate and self.prefix_cache == "runs"
 
     @property
     def full_slots(self) -> int:

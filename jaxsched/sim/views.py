@@ -21,6 +21,11 @@ class QueueView(struct.PyTreeNode):
     priority: Int[Array, " s"]  # lower = more important
     sequence: Int[Array, " s"]  # arrival number in this lane: a FCFS key
     wait_us: Float[Array, " s"]  # time since arrival
+    row: Int[Array, " s"]  # identity of the turn
+    program: Int[Array, " s"]  # identity of its program: programs are numbered in order of arrival
+    first_turn_mask: Bool[Array, " s"]  # the turn is its program's first
+    preempted_mask: Bool[Array, " s"]  # it has been preempted
+    pinned_mask: Bool[Array, " s"]  # the context it will find is pinned (retention policies)
 
 
 class RouterView(struct.PyTreeNode):

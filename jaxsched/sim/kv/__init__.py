@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxsched.sim.kv.base import Hit, KvCache, NoCache
+from jaxsched.sim.kv.base import Hit, KvCache, NoCache, Pin
 from jaxsched.sim.kv.blocks import BlockTable, BlockTableState, init_block_table
 from jaxsched.sim.kv.runs import RunTable, RunTableState, init_run_table
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.static import SimStatic
 
 __all__ = [
-    "BlockTable", "BlockTableState", "Hit", "KvCache", "NoCache", "RunTable", "RunTableState",
+    "BlockTable", "BlockTableState", "Hit", "KvCache", "NoCache", "Pin", "RunTable", "RunTableState",
     "init_cache", "load_cache",
 ]  # fmt: skip
 

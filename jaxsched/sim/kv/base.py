@@ -20,6 +20,16 @@ class Hit(NamedTuple):
     blocks: jax.Array  # leading blocks of the request that are cached
     idle: jax.Array  # how many of them nobody holds: they are free blocks until the request takes them
     where: Any = None  # which entries, in the representation's own terms
+    pinned: jax.Array | int = 0  # blocks of `idle` that are pinned, for this very request
+
+
+class Pin(NamedTuple):
+    """For how long a paused program's blocks are kept from those who wait (sim/retain.py)."""
+
+    next: jax.Array  # row of the program's next turn, -1 = it is over
+    program: jax.Array  # row of its first turn
+    due_epoch: jax.Array  # end of the time to live
+    due_us: jax.Array
 
 
 class KvCache:
@@ -28,11 +38,6 @@ class KvCache:
     #: Whether a second copy of a block was met, or a run found no room, in this micro-step (chains of runs).
     copies: jax.Array | bool = False
     overflow: jax.Array | bool = False
-
-    @property
-    def settled(self) -> jax.Array | bool:
-        """Whether the last lookup may be believed: it could pay all that was owed."""
-        return True
 
     def register(self, running: jax.Array, order: jax.Array, tokens: jax.Array) -> None:
         """Make the full blocks of each running slot's first `tokens` tokens findable (`order`: list order)."""
@@ -50,7 +55,7 @@ class KvCache:
         """`blocks` of the next `take` of this call are taken by now (so many in all, if called again)."""
         raise NotImplementedError
 
-    def release(self, slot: jax.Array, active: jax.Array, held: jax.Array) -> jax.Array:
+    def release(self, slot: jax.Array, active: jax.Array, held: jax.Array, pin: Pin | None = None) -> jax.Array:
         """A slot's `held` blocks are let go. Returns how many became free."""
         raise NotImplementedError
 
@@ -82,7 +87,7 @@ class NoCache(KvCache):
     def take_ahead(self, blocks: jax.Array) -> None:
         """The instance counts its free blocks."""
 
-    def release(self, slot: jax.Array, active: jax.Array, held: jax.Array) -> jax.Array:
+    def release(self, slot: jax.Array, active: jax.Array, held: jax.Array, pin: Pin | None = None) -> jax.Array:
         """All of them."""
         return jnp.where(active, held, 0)
 

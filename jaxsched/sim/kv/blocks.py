@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.kv.base import Hit, KvCache
+from jaxsched.sim.kv.base import Hit, KvCache, Pin
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
@@ -178,7 +178,9 @@ class BlockTable(KvCache):
             chosen = jnp.where(word == i, self.holders[i], chosen)
         return ((chosen >> bit) & 1) > 0
 
-    def release(self, slot: Int[Array, ""], active: Bool[Array, ""], held: Int[Array, ""]) -> Int[Array, ""]:
+    def release(
+        self, slot: Int[Array, ""], active: Bool[Array, ""], held: Int[Array, ""], pin: Pin | None = None
+    ) -> Int[Array, ""]:
         """Last block first: so the end of a request is evicted before its beginning."""
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         registered = jnp.sum(jnp.where(here, self.registered, 0))

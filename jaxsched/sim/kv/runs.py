@@ -17,26 +17,31 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.kv.base import Hit, KvCache
+from jaxsched.sim.clock import EPOCH_US, NEVER_US
+from jaxsched.sim.kv.base import Hit, KvCache, Pin
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
 
 UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
 #: Rows of `runs`.
-CHAIN, LOW, HIGH, STAMP = range(4)
+CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
 #: Rows of `slots`.
 REGISTERED, OWN, GROUP, GROUP_BLOCKS = range(4)
 #: Columns of `scalars`.
 UNHASHED, DEBT, CLOCK, AHEAD = range(4)
-#: Runs that one lookup can evict from; what is owed beyond is paid in further micro-steps.
-PICKS = 2
+NUM_FIELDS = 9
+#: Eviction key of pinned runs: behind all stamps, the latest program first.
+PINNED_KEY = 2**30
+MOST_PROGRAMS = 2**28
 
 
 class RunTableState(struct.PyTreeNode):
     """Idle runs of all instances, and what their running requests hold."""
 
-    runs: Int[Array, "m f r"]  # chain, first block, end (blocks), stamp of release
+    #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
+    #: turn (-1: none), program (row of its first turn), end of its time to live (epoch, us), 1 while pinned.
+    runs: Int[Array, "m 9 r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
 
@@ -45,7 +50,7 @@ def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     """An empty cache."""
     m = static.num_instances
     return RunTableState(
-        runs=jnp.zeros((m, 4, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED),
+        runs=jnp.zeros((m, NUM_FIELDS, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED),
         slots=jnp.zeros((m, 4, static.num_slots), jnp.int32).at[:, OWN].set(UNUSED),
         scalars=jnp.zeros((m, 4), jnp.int32).at[:, UNHASHED].set(params.usable_blocks),
     )
@@ -57,6 +62,7 @@ class RunTable(KvCache):
     def __init__(self, static: SimStatic, requests: Requests, m: Array, runs: Array, slots: Array, scalars: Array):
         self._static, self._requests, self._m = static, requests, m
         self.chain, self.low, self.high, self.stamp = (runs[i] for i in range(4))
+        self.next, self.program, self.due_epoch, self.due_us, self.pinned = (runs[i] for i in range(4, NUM_FIELDS))
         self.registered, self.own, self.group, self.group_blocks = (slots[i] for i in range(4))
         self.unhashed, self.debt, self.clock, self.ahead = (scalars[i] for i in range(4))
         self.copies = self.overflow = jnp.bool_(False)
@@ -69,7 +75,10 @@ class RunTable(KvCache):
 
     def store(self, kv: RunTableState) -> RunTableState:
         """Write it back."""
-        runs = jnp.stack([self.chain, self.low, self.high, self.stamp])
+        runs = jnp.stack([
+            self.chain, self.low, self.high, self.stamp,
+            self.next, self.program, self.due_epoch, self.due_us, self.pinned,
+        ])  # fmt: skip
         slots = jnp.stack([self.registered, self.own, self.group, self.group_blocks])
         scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.ahead])
         put = lambda field, value: jax.lax.dynamic_update_index_in_dim(field, value, self._m, 0)
@@ -79,22 +88,74 @@ class RunTable(KvCache):
     def _running(self) -> Bool[Array, " s"]:
         return self.own != UNUSED
 
-    @property
-    def settled(self) -> Bool[Array, ""]:
-        """The last lookup paid all that was owed."""
-        return self.debt == 0
+    def settle(self) -> None:
+        """Evict from the ends of the longest released runs; of pinned ones last, the latest program first."""
+        used, owed = self.chain != UNUSED, self.debt
+        length = jnp.where(used, self.high - self.low, 0)
+        key = self.stamp
+        if self._static.retains:
+            key = jnp.where(self.pinned > 0, PINNED_KEY + MOST_PROGRAMS - self.program, key)
 
-    def _settle(self) -> None:
-        """Evict from the ends of the longest released runs."""
-        for _ in range(PICKS):
-            used = self.chain != UNUSED
-            oldest = jnp.min(jnp.where(used, self.stamp, 2**31 - 1))
-            here = used & (self.stamp == oldest) & (self.debt > 0)
-            length = jnp.sum(jnp.where(here, self.high - self.low, 0))
-            taken = jnp.minimum(self.debt, length)
-            self.high = jnp.where(here, self.high - taken, self.high)
-            self.debt = self.debt - taken
-            self._drop_empty()
+        def unsettled(bounds: tuple[Array, Array]) -> Array:
+            low, high = bounds
+            return low < high
+
+        def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            # The largest threshold below which no more blocks lie than are owed; keys are unique.
+            low, high = bounds
+            middle = high - ((high - low) >> 1)
+            below = jnp.sum(jnp.where(key < middle, length, 0))
+            return jnp.where(below <= owed, middle, low), jnp.where(below <= owed, high, middle - 1)
+
+        most = jnp.max(jnp.where(used, key, -1)) + 1
+        least = jnp.min(jnp.where(used, key, 2**31 - 2))
+        threshold, _ = jax.lax.while_loop(unsettled, halve, (jnp.where(owed > 0, least, most), most))
+        whole = used & (key < threshold) & (owed > 0)
+        rest = owed - jnp.sum(jnp.where(whole, length, 0))
+        taken = jnp.where(whole, length, jnp.where(used & (key == threshold), jnp.minimum(rest, length), 0))
+        self.high = jnp.where(owed > 0, self.high - taken, self.high)
+        self.debt = jnp.zeros_like(owed)
+        self._drop_empty()
+
+    # -- pins ----------------------------------------------------------------------------------------------------------
+
+    def refresh_pins(self, active: Bool[Array, ""], epoch: Array, now: Array, waiting: Bool[Array, " s"], rows: Array):
+        """At the start of a schedule() call: which runs are pinned.
+
+        A pin holds until its time is over, and on while the program's next turn waits (`rows` of the `waiting` slots).
+        """
+        self.settle()  # what was owed is paid by the pins as they were
+        due = (self.due_epoch > epoch) | ((self.due_epoch == epoch) & (self.due_us >= now))
+        waits = jnp.any((self.next[:, None] == rows[None, :]) & waiting[None, :], axis=1)
+        pinned = (self.chain != UNUSED) & (self.next >= 0) & (due | (waits & (self.pinned > 0)))
+        self.pinned = jnp.where(active, pinned.astype(jnp.int32), self.pinned)
+
+    def pinned_blocks(self) -> Int[Array, ""]:
+        """Idle blocks that are pinned."""
+        return jnp.sum(jnp.where(self.pinned > 0, self.high - self.low, 0))
+
+    def next_expiry(self, epoch: Array, us: Array) -> Int[Array, ""]:
+        """Time of the next end of a pin, in us since the start of `epoch` (2^31 - 1: none in it or the next)."""
+        near = (self.pinned > 0) & ((self.due_epoch == epoch) | (self.due_epoch == epoch + 1))
+        due = self.due_us + jnp.where(self.due_epoch == epoch, 0, EPOCH_US)
+        return jnp.min(jnp.where(near & (due >= us), due, NEVER_US))
+
+    def paused_blocks(self) -> Int[Array, ""]:
+        """Idle blocks of programs that will go on."""
+        return jnp.sum(jnp.where((self.chain != UNUSED) & (self.next >= 0), self.high - self.low, 0))
+
+    def blocks_of(self, rows: Int[Array, " s"]) -> Int[Array, ""]:
+        """Idle blocks of the programs whose next turns these are."""
+        theirs = jnp.any((self.next[:, None] == rows[None, :]) & (self.next >= 0)[:, None], axis=1)
+        return jnp.sum(jnp.where(theirs & (self.chain != UNUSED), self.high - self.low, 0))
+
+    def found_own(self, hit: Hit) -> Bool[Array, ""]:
+        """Whether a lookup found anything of the own chain."""
+        return hit.blocks > hit.where[2]
+
+    def is_pinned(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
+        """Whether the context of each of these turns is pinned here."""
+        return jnp.any((self.next[None, :] == rows[:, None]) & (self.pinned > 0)[None, :], axis=1)
 
     def _drop_empty(self) -> None:
         self.chain = jnp.where(self.low >= self.high, UNUSED, self.chain)
@@ -130,7 +191,9 @@ class RunTable(KvCache):
         same = others & (self.group == group) & self._running
         return jnp.max(jnp.where(same, jnp.minimum(self.registered, self.group_blocks), 0))
 
-    def release(self, slot: Int[Array, ""], active: Bool[Array, ""], held: Int[Array, ""]) -> Int[Array, ""]:
+    def release(
+        self, slot: Int[Array, ""], active: Bool[Array, ""], held: Int[Array, ""], pin: Pin | None = None
+    ) -> Int[Array, ""]:
         """A run of the own chain, then (so: evicted after it) one of the group's blocks that nobody else holds."""
         index = jnp.arange(self.registered.shape[0])
         here = index == slot
@@ -141,7 +204,7 @@ class RunTable(KvCache):
         low = self._held_of_group(group, ~here)
         low = jnp.minimum(low, jnp.minimum(registered, group_blocks))
         shared_end = jnp.minimum(registered, group_blocks)
-        self._append(active & (own_blocks > 0), own, group_blocks, registered, self.clock)
+        self._append(active & (own_blocks > 0), own, group_blocks, registered, self.clock, pin)
         self._append(active & (shared_end > low), group, low, shared_end, self.clock + 1)
         self.clock = self.clock + 2 * active
         plain = jnp.where(active, held, 0) - registered
@@ -150,7 +213,9 @@ class RunTable(KvCache):
         self.own = jnp.where(here & active, UNUSED, self.own)
         return plain + own_blocks + jnp.where(active, shared_end - low, 0)
 
-    def _append(self, active: Bool[Array, ""], chain: Array, low: Array, high: Array, stamp: Array) -> None:
+    def _append(
+        self, active: Bool[Array, ""], chain: Array, low: Array, high: Array, stamp: Array, pin: Pin | None = None
+    ) -> None:
         index = jnp.arange(self.chain.shape[0], dtype=jnp.int32)
         place = jnp.min(jnp.where(self.chain == UNUSED, index, self.chain.shape[0]))
         self.overflow = self.overflow | (active & (place == self.chain.shape[0]))
@@ -158,6 +223,13 @@ class RunTable(KvCache):
         self.chain = jnp.where(here, chain, self.chain)
         self.low, self.high = jnp.where(here, low, self.low), jnp.where(here, high, self.high)
         self.stamp = jnp.where(here, stamp, self.stamp)
+        if not (self._static.retains or self._static.gated):
+            return
+        pin = pin or Pin(jnp.int32(-1), jnp.int32(0), jnp.int32(0), jnp.int32(0))
+        self.next, self.program = jnp.where(here, pin.next, self.next), jnp.where(here, pin.program, self.program)
+        self.due_epoch = jnp.where(here, pin.due_epoch, self.due_epoch)
+        self.due_us = jnp.where(here, pin.due_us, self.due_us)
+        self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
 
     def _content(self, row: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """Own chain, group (as a chain) and blocks of the group prefix of a table row."""
@@ -168,7 +240,7 @@ class RunTable(KvCache):
 
     def lookup(self, row: Int[Array, ""], known: Int[Array, ""]) -> Hit:
         """The own chain's run says all; without one, how much of the group's prefix is held or idle."""
-        self._settle()
+        self.settle()
         own, group, group_blocks = self._content(row)
         is_own, is_group = self.chain == own, (self.chain == group) & (group_blocks > 0)
         own_high = jnp.max(jnp.where(is_own, self.high, 0))
@@ -182,7 +254,8 @@ class RunTable(KvCache):
         copies = resident > blocks
         copies |= (group_blocks > 0) & (blocks < group_blocks) & jnp.any(unfinished)
         copies |= jnp.any(running & (self.own == own))
-        return Hit(blocks, idle, (own, group, group_blocks, copies))
+        pinned = jnp.sum(jnp.where((is_own | is_group) & (self.pinned > 0), overlap, 0))
+        return Hit(blocks, idle, (own, group, group_blocks, copies), pinned)
 
     def admit(
         self, slot: Int[Array, ""], active: Bool[Array, ""], row: Int[Array, ""], hit: Hit, new_blocks: Int[Array, ""]
@@ -193,6 +266,9 @@ class RunTable(KvCache):
         mine = active & ((self.chain == own) | ((self.chain == group) & (group_blocks > 0)))
         self.low = jnp.where(mine, jnp.maximum(self.low, jnp.minimum(self.high, hit.blocks)), self.low)
         self._drop_empty()
+        if self._static.retains or self._static.gated:  # the program has gone on: what is left of its past is garbage
+            self.next = jnp.where(active & (self.next == row), -1, self.next)
+            self.pinned = jnp.where(self.next < 0, 0, self.pinned)
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         self.registered = jnp.where(here, hit.blocks, self.registered)
         self.own, self.group = jnp.where(here, own, self.own), jnp.where(here, group, self.group)

@@ -1,0 +1,53 @@
+"""Retention by a Gittins/Whittle index with a price on memory: keep a paused context while it is worth its blocks.
+
+Rule (regime study, docs/retention.md): a context of m tokens that takes R to compute again is kept at age a while
+``g(a) R (mean / m) > price``, where g(a) is the supremum over tau of P(return within tau) / E[min(rest, tau)] given
+age a. The law of pauses is learned online from the returns (`retention/pauses.py`), so this is no oracle. The
+policy turns it into a time to live: the first age at which the index falls to the price.
+
+Simplified: `mean_tokens` is a setting, not the mean over paused contexts; unpinned contexts are evicted in order of
+release, not of the index; the law is that known when the pause begins.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxsched.policies.base import Retention, Scheduler
+from jaxsched.policies.program_fcfs import program_order
+from jaxsched.retention.index import return_rate
+from jaxsched.retention.pauses import tables_from_history
+from jaxsched.retention.ttl import empty_history, record
+from jaxsched.sim.retain import FOREVER_US, PauseView, RetainHead
+from jaxsched.sim.static import SchedulerSpec
+
+SOURCE = "Gittins 1979; Whittle 1988; Aalto, Ayesta, Righter 2009; regime study (docs/retention.md)"
+KNOTS = 17
+#: The study's price; its mean paused context was about 8,000 tokens.
+SETTINGS = {"price": 0.1, "mean_tokens": 8000.0}
+
+
+def _index_ttl(params, known, view: PauseView):
+    table = tables_from_history(known, KNOTS)
+    ages = table.time_us[view.tool]
+    rate = jax.vmap(lambda age: return_rate(table, view.tool, age))(ages)
+    index = (
+        rate * view.reload_us.astype(jnp.float32) * params[1] / jnp.maximum(view.context_tokens, 1).astype(jnp.float32)
+    )
+    low = index <= params[0]
+    place = jnp.min(jnp.where(low, jnp.arange(KNOTS), KNOTS))
+    age = jnp.where(place < KNOTS, ages[jnp.minimum(place, KNOTS - 1)], ages[KNOTS - 1])
+    return jnp.minimum(age, float(FOREVER_US)).astype(jnp.int32)
+
+
+GITTINS_HEAD = RetainHead(_index_ttl, start=empty_history, returned=record)
+GITTINS_RETENTION = Retention(
+    "gittins", GITTINS_HEAD, "while the retention index exceeds the price of memory", SOURCE, dict(SETTINGS)
+)
+GITTINS = Scheduler(
+    SchedulerSpec("gittins", order=program_order, retain=GITTINS_HEAD),
+    "V1 engine, program FCFS, KV of paused programs kept by a retention index",
+    SOURCE,
+    retain_params=dict(SETTINGS),
+)

@@ -1,0 +1,68 @@
+"""Retention: for how long the KV of a paused program is kept from those who wait (docs/semantics.md, section 9).
+
+At the finish of a turn whose program goes on, a policy's head sets a time to live. Until it is over (and while the
+program's next turn waits at the instance) the run of blocks is pinned: admissions do without it as long as anything
+runs. Running requests that need blocks take pinned ones last, of the latest program first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Int
+
+from jaxsched.sim.clock import EPOCH_BITS
+from jaxsched.timing.step_time import StepTimeParams, constant_us
+
+#: A time to live of this many microseconds (9 minutes) or more cannot be told from a longer one before it is over:
+#: longer ones are kept as (epoch, us) pairs.
+FOREVER_US = 2**30 - 1
+
+
+class PauseView(struct.PyTreeNode):
+    """What a retention head sees when a turn has finished and its program will go on."""
+
+    tool: Int[Array, ""]  # kind of pause that begins
+    context_tokens: Int[Array, ""]  # tokens of the program's own context in full blocks
+    reload_us: Int[Array, ""]  # time to compute that context again
+    pool_tokens: Int[Array, ""]  # KV memory of the instance
+    pause_epoch: Int[Array, ""]  # the pause itself: for bounds only, which say so (`RetainHead.sees_pause`)
+    pause_us: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class RetainHead:
+    """A retention policy. Hashable: it is part of what is compiled."""
+
+    #: (parameters, what was learned so far, view) -> time to live in us; at `FOREVER_US` or above: until the return.
+    ttl: Callable[[Array, Any, PauseView], Int[Array, ""]]
+    #: number of tools -> what is known at the start (None: the policy learns nothing).
+    start: Callable[[int], Any] | None = None
+    #: (known, tool, pause in us, happened) -> known: a program returned.
+    returned: Callable[[Any, Array, Array, Array], Any] | None = None
+    #: (known, wait in us, happened) -> known: a later turn whose context was gone was admitted after that wait.
+    readmitted: Callable[[Any, Array, Array], Any] | None = None
+    sees_pause: bool = False  # a bound: reads the true pause
+
+
+def reload_time_us(timing: StepTimeParams, context_tokens: Int[Array, ""]) -> Int[Array, ""]:
+    """Time to compute a context again, as one prefill of the step-time model (context read included)."""
+    one = jnp.int32(1)
+    quad = context_tokens * (context_tokens >> 6)
+    return jnp.where(context_tokens > 0, constant_us(timing, context_tokens, one, context_tokens, quad, 0 * one), 0)
+
+
+def saturated_us(epoch: Int[Array, ""], us: Int[Array, ""]) -> Int[Array, ""]:
+    """A duration (epochs, us) in int32 microseconds, at most `FOREVER_US`."""
+    return jnp.where(epoch > 0, FOREVER_US, jnp.minimum(us, FOREVER_US)).astype(jnp.int32)
+
+
+def deadline(epoch: Int[Array, ""], us: Int[Array, ""], ttl_us: Int[Array, ""]) -> tuple[Array, Array]:
+    """(epoch, us) of the end of a time to live; "for ever" is an epoch that never comes."""
+    ends = us + jnp.minimum(ttl_us, FOREVER_US)
+    never = ttl_us >= FOREVER_US
+    return jnp.where(never, 2**30, epoch + (ends >> EPOCH_BITS)), ends & (2**EPOCH_BITS - 1)
