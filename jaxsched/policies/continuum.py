@@ -1,10 +1,10 @@
 """Continuum (Li et al., 2025; also CacheTTL): pin a program's KV for a time to live at a tool call, program-level FCFS.
 
 Rule: at the end of a turn, tau* = argmax over {0} and the durations seen of ``P(tau) (T eta + Reload) - tau``, from
-this tool's history, all tools' or a prior (`jaxsched/retention/ttl.py`, with sources and defaults). The queue is ordered by
-(preempted first, pinned first, arrival of the program). A pin ends when its time is over and no turn of the program
-waits, when that turn is admitted, or under pressure: running requests take pinned blocks last, of the latest program
-first, and where nothing runs pins do not hold.
+this tool's history, all tools' or a prior (`jaxsched/retention/ttl.py`, with sources and defaults). The queue is
+ordered by (preempted first, pinned first, arrival of the program). A pin ends when its time is over and no turn of the
+program waits, when that turn is admitted, or under pressure: running requests take pinned blocks last, of the latest
+program first, and where nothing runs pins do not hold.
 
 Faithful: estimator, sources, order, pins that break by program. Simplified: eta stays at 1, its prior (turn counts are
 not learned); Reload is the step-time model's prefill of the context; pins of blocked requests break only when nothing

@@ -88,7 +88,7 @@ def queue_view(event: Event) -> QueueView:
         program=program,
         first_turn_mask=program == row,
         preempted_mask=columns[:, Col.PREEMPTIONS] > 0,
-        pinned_mask=event.kv.is_pinned(row) if static.retains else jnp.zeros_like(slots.order, bool),
+        pinned_mask=event.runs.is_pinned(row) if static.retains else jnp.zeros_like(slots.order, bool),
         waiting_mask=slots.order == WAITING,
         running_mask=event.running_mask,
         known_tokens=slots.known,
@@ -107,7 +107,7 @@ def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
     Contexts of begun programs: of running requests, of waiting turns of begun programs, and what is left of paused
     ones. A program always begins when nothing runs.
     """
-    static, kv = event.static, event.kv
+    static, kv = event.static, event.runs
     begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
     blocks = jnp.sum(jnp.where(begun, ceil_blocks(static, view.known_tokens), 0)) + kv.paused_blocks()
     waiting_rows = jnp.where(view.waiting_mask, view.row, -2)
@@ -192,7 +192,7 @@ def admission_step(
         # Cached blocks that nobody holds count as free until they are taken.
         kept += cached.idle
         if static.retains:  # pins of others hold as long as anything runs
-            kept += jnp.where(inst.running > 0, event.kv.pinned_blocks() - cached.pinned, 0)
+            kept += jnp.where(inst.running > 0, event.runs.pinned_blocks() - cached.pinned, 0)
         memory = blocks + kept <= inst.free
         memory &= (sched.reserve_full_isl == 0) | (whole - cached.blocks + kept <= inst.free)
         reserved = jnp.int32(0)
@@ -271,7 +271,7 @@ def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, token
     inst.running = inst.running + active
     event.add_waiting(-1, active, prompt)
     if caching:
-        event.cache_scheduled(slot, active)
+        event.cache_scheduled(active, slot)
     state = event.state
     event.state = state.replace(budget=state.budget - jnp.where(active, tokens, 0))
     if static.scheduler.family == "v0":
@@ -296,7 +296,7 @@ def _learn_from_wait(event: Event, first, column, cached: Hit) -> None:
     later = event.requests.program[column[Col.REQUEST]] != column[Col.REQUEST]
     wait = event.since(event.now, column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US])
     wait_us = jnp.minimum(wait, FOREVER_US).astype(jnp.int32)
-    evicted = first & later & ~event.kv.found_own(cached)
+    evicted = first & later & ~event.runs.found_own(cached)
     event.state = event.state.replace(learned=head.readmitted(event.state.learned, wait_us, evicted))
 
 

@@ -48,7 +48,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
         if static.retains:  # no step of a run breaks a pin
-            spare -= event.kv.pinned_blocks()
+            spare -= event.runs.pinned_blocks()
         memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)
         if static.scheduler.family in ("orca", "static"):
             memory_in = jnp.int32(k)
@@ -70,7 +70,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     start = jnp.where(inst.in_flight > 0, start, event.now) if asynchronous else start
     ends = start + jnp.cumsum(durations)
     if static.retains and k > 1:  # ... nor begins after the end of one
-        expiry = event.kv.next_expiry(*event.stamp(event.now))
+        expiry = event.runs.next_expiry(*event.stamp(event.now))
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends <= expiry).astype(jnp.int32)))
     ends = jnp.where(step < longest, ends, NEVER_US)

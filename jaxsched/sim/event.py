@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxsched.metrics.histogram import NUM_BINS, bin_of
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
-from jaxsched.sim.kv import KvCache, load_cache
+from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import (
@@ -151,6 +151,12 @@ class Event:
     # -- small helpers shared by the parts of an event -----------------------------------------------------------------
 
     @property
+    def runs(self) -> RunTable:
+        """The cache as chains of runs (retention policies have no other)."""
+        assert isinstance(self.kv, RunTable)
+        return self.kv
+
+    @property
     def index(self) -> jax.Array:
         return jnp.arange(self.static.num_slots, dtype=jnp.int32)
 
@@ -195,7 +201,7 @@ class Event:
         """At the end of a step or run: the blocks that its outputs filled become findable."""
         self.kv.register(self.running_mask & begins, self.slots.order, self.slots.computed - self.tokens_in_flight())
 
-    def cache_scheduled(self, slot: jax.Array | None = None, active: jax.Array | bool = True) -> None:
+    def cache_scheduled(self, active: jax.Array, slot: jax.Array | None = None) -> None:
         """Inside schedule(): the blocks that this call's tokens will fill become findable.
 
         vLLM registers a block when its tokens are scheduled, as far as they are known

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 from jaxsched.sim.arrivals import next_input_time
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import apply_pending, ceil_blocks
+from jaxsched.sim.kv import BlockTableState, blocks, runs
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import DEAD, WAITING, Col, Count, Flag, Instance, Slots, State
@@ -31,6 +32,7 @@ class Violation(enum.IntFlag):
     TOKENS = 32  # computed <= known <= goal does not hold, or a request that waits holds tokens
     WAKE = 64  # an instance has requests and no event to come, and is not reported as stuck
     LOAD = 128  # predicted work or waiting blocks, which routers read, are not those of the requests there
+    CACHE = 512  # free blocks of an instance are not those without content and those of the prefix cache nobody holds
     ORDER = 256  # two running requests have the same admission number, or one that is still to be given
 
 
@@ -43,7 +45,7 @@ def violations(static: SimStatic, params: SimParams, requests: Requests, state: 
     fifo = _Fifo(static, requests, state, instance)
 
     found = {
-        Violation.MEMORY: _memory(static, params, instance, slots, running),
+        Violation.MEMORY: _memory(static, params, state, instance, slots, running),
         Violation.COUNTERS: _counters(static, params, instance, slots, running, waiting, fifo),
         Violation.LOST: _lost(state, instance),
         Violation.PROGRAMS: _programs(static, state, instance),
@@ -52,6 +54,7 @@ def violations(static: SimStatic, params: SimParams, requests: Requests, state: 
         Violation.WAKE: _wake(state, instance),
         Violation.LOAD: _load(static, requests, state, instance, slots, running, waiting, fifo),
         Violation.ORDER: _order(instance, slots, running),
+        Violation.CACHE: _cache(static, params, state, instance, slots, running),
     }
     mask = sum(jnp.where(wrong, int(bit), 0) for bit, wrong in found.items())
     return jnp.where(state.locked < 0, mask, 0).astype(jnp.int32)
@@ -74,12 +77,37 @@ def _count(mask: Bool[Array, "m n"]) -> Int[Array, " m"]:
     return jnp.sum(mask.astype(jnp.int32), axis=1)
 
 
-def _memory(static: SimStatic, params: SimParams, instance, slots, running) -> Bool[Array, ""]:
+def _memory(static: SimStatic, params: SimParams, state: State, instance, slots, running) -> Bool[Array, ""]:
+    if state.kv is not None:  # blocks may be held twice: see `_cache`
+        return jnp.any(instance.free < 0)
     held = ceil_blocks(static, slots.computed)
     if static.reserves_blocks:
         held = jnp.maximum(held, slots.aux)
     held = jnp.sum(jnp.where(running, held, 0), axis=1)
     return jnp.any((instance.free < 0) | (instance.free + held != params.usable_blocks))
+
+
+def _cache(static: SimStatic, params: SimParams, state: State, instance, slots, running) -> Bool[Array, ""]:
+    if state.kv is None:
+        return jnp.bool_(False)
+    if isinstance(state.kv, BlockTableState):
+        used = state.kv.entries[:, blocks.ID] != blocks.FREE
+        idle = _count(used & (state.kv.entries[:, blocks.REF] == 0))
+        unhashed, debt = state.kv.scalars[:, blocks.UNHASHED], state.kv.scalars[:, blocks.DEBT]
+        twice = jnp.bool_(False)
+    else:
+        used = state.kv.runs[:, runs.CHAIN] != runs.UNUSED
+        length = state.kv.runs[:, runs.HIGH] - state.kv.runs[:, runs.LOW]
+        idle = jnp.sum(jnp.where(used, length, 0), axis=1)
+        unhashed, debt = state.kv.scalars[:, runs.UNHASHED], state.kv.scalars[:, runs.DEBT]
+        twice = jnp.any(used & (length <= 0))
+    free = unhashed + idle - debt
+    wrong = (free != instance.free) | (unhashed < 0) | (debt < 0) | (debt > idle)
+    # Every full block of a running request that the cache knows of is one that it holds.
+    registered = state.kv.slots[:, 0]  # `REGISTERED` in both forms
+    wrong |= jnp.any(running & (registered > slots.computed // static.block_size), axis=1)
+    wrong |= jnp.any(~running & (registered != 0), axis=1)
+    return jnp.any(wrong) | twice
 
 
 def _counters(static: SimStatic, params: SimParams, instance, slots, running, waiting, fifo) -> Bool[Array, ""]:

@@ -145,7 +145,7 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
     event.slots.chunk = jnp.where(begins, 0, event.slots.chunk)
     if static.retains:
         rows = event.columns()[:, Col.REQUEST]
-        event.kv.refresh_pins(begins, *event.stamp(event.now), event.slots.order == WAITING, rows)
+        event.runs.refresh_pins(begins, *event.stamp(event.now), event.slots.order == WAITING, rows)
     unlimited = static.scheduler.family in ("orca", "static")
     event.state = state.replace(
         budget=jnp.where(begins, jnp.int32(2**30) if unlimited else sched.token_budget, state.budget),

@@ -63,7 +63,7 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         before_last = jnp.sum(need) - event.at(need, last)
         event.kv.take_ahead(jnp.where(pressure, jnp.minimum(inst.free, before_last), 0))
     _accept(event, active & ~pressure, tokens, need)
-    event.cache_scheduled(active=active & ~pressure)
+    event.cache_scheduled(active & ~pressure)
     preempt(event, last, pressure, memory=True)
     return pressure
 
@@ -127,7 +127,7 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     _take(event, jnp.where(active, jnp.sum(jnp.where(accepted, need, 0)), 0))
     budget = state.budget - jnp.where(active, jnp.sum(jnp.where(accepted, tokens, 0)), 0)
     event.state = state.replace(budget=budget)
-    event.cache_scheduled(active=active)
+    event.cache_scheduled(active)
 
     if static.scheduler.priority_victims:
         victim = _priority_victim(event, running)

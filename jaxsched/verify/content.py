@@ -38,7 +38,9 @@ def block_contents(row: Row, block_size: int, num_tokens: int) -> list[Runs]:
     return blocks
 
 
-def block_ids(rows: Sequence[Row], output_tokens: Sequence[int], block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def block_ids(
+    rows: Sequence[Row], output_tokens: Sequence[int] | np.ndarray, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids of all blocks that can be cached, request after request, and where each request's begin.
 
     Args:
