@@ -101,6 +101,12 @@ def test_chats_begin_with_the_system_prompt_of_their_group():
     for group in range(12):
         assert len(set(w.group_tokens[w.group == group])) == 1
     assert (w.prompt_tokens > w.group_tokens).all()
+    first = w.turn == 0
+    message = np.where(first, w.prompt_tokens - w.group_tokens, 0)
+    message[1:] += np.where(~first[1:], w.prompt_tokens[1:] - w.prompt_tokens[:-1] - w.output_tokens[:-1], 0)
+    same = sample("sharegpt", 30_000)
+    assert stats.ks_distance(message, same.prompt_tokens) < 0.02
+    assert stats.ks_distance(w.output_tokens, same.output_tokens) < 0.02
 
 
 def test_a_common_prefix_is_cut_to_the_shortest_first_prompt_and_stays_along_the_chain():
