@@ -154,7 +154,6 @@ MIXED_AGENTS = Preset(
             output=_lognormal(4.95, 0.6),
             pauses=_SWE_TOOLS,
             max_context_tokens=120_000,
-            max_turns=4,
         ),
         long=SessionSpec(
             arrivals=_POISSON,
@@ -164,7 +163,6 @@ MIXED_AGENTS = Preset(
             output=_lognormal(4.95, 0.6),
             pauses=_SWE_TOOLS,
             max_context_tokens=120_000,
-            max_turns=80,
         ),
         short_share=0.75,
         max_turns=80,

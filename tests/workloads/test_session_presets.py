@@ -263,6 +263,20 @@ def test_turns_and_contexts_scale():
     np.testing.assert_allclose(half.prompt_tokens[half.turn == 0], one.prompt_tokens[one.turn == 0] / 2, atol=1)
 
 
+def test_more_turns_of_both_kinds_need_a_wider_table():
+    one = sample("mixed_agents", 400, max_turns=200)
+    twice = sample("mixed_agents", 400, max_turns=200, turns_factor=2.0)
+    assert len(twice) == pytest.approx(2 * len(one), rel=0.02)
+    assert set(np.bincount(twice.program)) >= {6, 8}
+    assert np.bincount(sample("mixed_agents", 400, max_turns=10).program).max() == 10
+
+
+def test_a_share_is_at_most_one():
+    with pytest.raises(UserError, match=r"short_share 1\.5; expected a number in \[0, 1\]"):
+        get_preset("mixed_agents").with_options(short_share=1.5)
+    assert np.bincount(sample("mixed_agents", 400, short_share=1.0).program).max() == 4
+
+
 def test_factors_can_differ_between_lanes_of_one_program():
     spec, compiled = get_preset("mixed_agents").with_options(max_turns=16), []
 
