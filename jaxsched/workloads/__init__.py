@@ -2,6 +2,17 @@
 
 from jaxsched.workloads.presets import Preset, get_preset, list_presets
 from jaxsched.workloads.readers import list_formats, read
+from jaxsched.workloads.reuse import lru_hit_curve, session_hit_rate
 from jaxsched.workloads.table import Workload, stack
 
-__all__ = ["Preset", "Workload", "get_preset", "list_formats", "list_presets", "read", "stack"]
+__all__ = [
+    "Preset",
+    "Workload",
+    "get_preset",
+    "list_formats",
+    "list_presets",
+    "lru_hit_curve",
+    "read",
+    "session_hit_rate",
+    "stack",
+]

@@ -233,7 +233,8 @@ def _check_option(preset: Preset, name: str, value: Any) -> None:
         fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
         kind = f"a whole number >= {low}"
     else:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value < float("inf")
-        kind = "a finite number >= 0"
+        high = 1.0 if name in ("short_share", "paired") else float(np.finfo(np.float32).max)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= high
+        kind = "a number in [0, 1]" if high == 1.0 else "a finite number >= 0"
     if not fits:
         raise UserError(f"{name} {value!r}", where=f"preset {preset.name}", expected=kind)

@@ -13,8 +13,8 @@ the length of that answer (0.36 in logs), the rest of it is not (0.09), so the r
 from __future__ import annotations
 
 from jaxsched.workloads.arrivals import Renewal
-from jaxsched.workloads.laws import Constant, Discrete, Exponential, LogNormalMixture, QuantileTable
-from jaxsched.workloads.preset_specs import MOONCAKE_OUTPUT, MOONCAKE_PROMPT
+from jaxsched.workloads.laws import Constant, Discrete, Exponential, LogNormalMixture, QuantileTable, zipf
+from jaxsched.workloads.preset_specs import MOONCAKE_OUTPUT, MOONCAKE_PROMPT, SHAREGPT_OUTPUT, SHAREGPT_PROMPT
 from jaxsched.workloads.presets import Preset
 from jaxsched.workloads.sessions import MixedSessions, Pause, SessionSpec
 from jaxsched.workloads.stages import PipelineSpec, Stage
@@ -154,7 +154,6 @@ MIXED_AGENTS = Preset(
             output=_lognormal(4.95, 0.6),
             pauses=_SWE_TOOLS,
             max_context_tokens=120_000,
-            max_turns=4,
         ),
         long=SessionSpec(
             arrivals=_POISSON,
@@ -164,7 +163,6 @@ MIXED_AGENTS = Preset(
             output=_lognormal(4.95, 0.6),
             pauses=_SWE_TOOLS,
             max_context_tokens=120_000,
-            max_turns=80,
         ),
         short_share=0.75,
         max_turns=80,
@@ -216,15 +214,15 @@ CODING_INTERACTIVE = Preset(
 CHAT_SESSIONS = Preset(
     "chat_sessions",
     "Chats of 2-6 turns under one of 12 system prompts, with a user who reads and types between the turns",
-    "lengths as ShareGPT (Vidur experiments); turns, system prompts and think times are judgement",
+    "messages and answers as ShareGPT (Vidur experiments); turns, system prompts and think times are judgement",
     SessionSpec(
         arrivals=_POISSON,
         turns=Discrete((0.0, 0.2, 0.2, 0.2, 0.2, 0.2)),
-        first_prompt=_lognormal(4.0, 1.0),
-        new_tokens=_lognormal(3.6, 1.0),
-        output=_lognormal(5.2, 0.9, high=2_000.0),
-        pauses=(Pause("user", 1.0, _lognormal(2.7, 1.0, high=600.0)),),
-        groups=Discrete(tuple(1.0 / (k + 1) for k in range(12))),
+        first_prompt=SHAREGPT_PROMPT,  # behind the system prompt
+        new_tokens=SHAREGPT_PROMPT,
+        output=SHAREGPT_OUTPUT,
+        pauses=(Pause("user", 1.0, _lognormal(2.7, 1.0, high=600.0)),),  # p50 15 s, p95 77 s
+        groups=zipf(12, 1.0),
         prefix=_lognormal(5.5, 0.6, low=64.0, high=1_024.0),
         max_context_tokens=16_384,
         max_turns=6,

@@ -77,8 +77,8 @@ class SessionSpec:
 class MixedSessions:
     """Two kinds of programs in one stream of arrivals: `short` with probability `short_share`, else `long`.
 
-    The two have the same kinds of pauses (`tool`), and the limits of each hold for it alone. `max_turns`, the width of
-    the table, is that of the longer; the factors act on both kinds.
+    The two have the same kinds of pauses (`tool`), and the limits of tokens and pauses of each hold for it alone.
+    `max_turns`, the width of the table, and the factors are those given here, for both kinds.
     """
 
     arrivals: ArrivalProcess
@@ -168,7 +168,7 @@ def _turns(spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[A
     scale = knobs["context_scale"]
     count = tokens(
         spec.turns.sample(draw(stream_key(key, TURNS), program)) * knobs["turns_factor"],
-        min(spec.max_turns, turn.shape[0]),
+        turn.shape[0],  # `max_turns` of the whole
     )
     output = tokens(spec.output.sample(draw(stream_key(key, OUTPUT), program, turn)), spec.max_output_tokens)
     new = tokens(spec.new_tokens.sample(draw(stream_key(key, GROWTH), program, turn)) * scale, UNLIMITED)

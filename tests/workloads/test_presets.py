@@ -309,7 +309,7 @@ def test_every_preset_makes_a_valid_table_and_describes_itself(preset):
     spec = get_preset(preset)
     table = spec.generate(jax.random.key(0), 64)
     for name, value in columns(table).items():
-        assert value.dtype == jnp.int32, name
+        assert value.dtype == jnp.int32 and not value.weak_type, name
         assert value.shape == (() if name == "num_programs" else (spec.num_rows(64),)), name
     made = Workload.from_requests(table, preset)
     assert made.num_programs == 64 and made.klass.max() < spec.num_classes

@@ -101,6 +101,12 @@ def test_chats_begin_with_the_system_prompt_of_their_group():
     for group in range(12):
         assert len(set(w.group_tokens[w.group == group])) == 1
     assert (w.prompt_tokens > w.group_tokens).all()
+    first = w.turn == 0
+    message = np.where(first, w.prompt_tokens - w.group_tokens, 0)
+    message[1:] += np.where(~first[1:], w.prompt_tokens[1:] - w.prompt_tokens[:-1] - w.output_tokens[:-1], 0)
+    same = sample("sharegpt", 30_000)
+    assert stats.ks_distance(message, same.prompt_tokens) < 0.02
+    assert stats.ks_distance(w.output_tokens, same.output_tokens) < 0.02
 
 
 def test_a_common_prefix_is_cut_to_the_shortest_first_prompt_and_stays_along_the_chain():
@@ -255,6 +261,20 @@ def test_turns_and_contexts_scale():
     half = sample("swe_agents", 1000, max_turns=256, context_scale=0.5)
     np.testing.assert_array_equal(half.output_tokens, one.output_tokens)
     np.testing.assert_allclose(half.prompt_tokens[half.turn == 0], one.prompt_tokens[one.turn == 0] / 2, atol=1)
+
+
+def test_more_turns_of_both_kinds_need_a_wider_table():
+    one = sample("mixed_agents", 400, max_turns=200)
+    twice = sample("mixed_agents", 400, max_turns=200, turns_factor=2.0)
+    assert len(twice) == pytest.approx(2 * len(one), rel=0.02)
+    assert set(np.bincount(twice.program)) >= {6, 8}
+    assert np.bincount(sample("mixed_agents", 400, max_turns=10).program).max() == 10
+
+
+def test_a_share_is_at_most_one():
+    with pytest.raises(UserError, match=r"short_share 1\.5; expected a number in \[0, 1\]"):
+        get_preset("mixed_agents").with_options(short_share=1.5)
+    assert np.bincount(sample("mixed_agents", 400, short_share=1.0).program).max() == 4
 
 
 def test_factors_can_differ_between_lanes_of_one_program():
