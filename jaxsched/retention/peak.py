@@ -31,6 +31,7 @@ WINDOW = 200  # finished requests remembered
 MAX_DRAWS = 5
 DRAW_SAMPLES = 200
 RESERVED = 0.05  # share of the pool kept back
+_BLOCK = 32  # slots compared with all others at a time
 
 
 def empty_lengths(max_output_tokens: Int[Array, ""] | int, window: int = WINDOW) -> Window:
@@ -64,7 +65,7 @@ def remaining_output(
     """
     ordered, num = lengths.ordered[0], held(lengths)[0]
     place = jnp.arange(ordered.shape[0], dtype=jnp.int32)
-    shorter = jnp.sum(((ordered[None, :] <= generated[:, None]) & (place < num)[None, :]).astype(jnp.int32), axis=1)
+    shorter = jnp.sum(((ordered[:, None] <= generated[None, :]) & (place < num)[:, None]).astype(jnp.int32), axis=0)
     longer = num - shorter
     # Points 0 .. longer + 1: generated, the longer ones of the history, the limit.
     position = jnp.minimum(uniform, 1.0 - 2.0**-24) * (longer + 1).astype(jnp.float32)
@@ -87,10 +88,22 @@ def future_peak(
     """M*: most tokens held at any future step, if nobody is admitted; 0 without requests. O(S^2), no sort."""
     current = jnp.where(mask, current_tokens, 0)
     remaining = jnp.where(mask, remaining_tokens, -1)
-    outlast = (remaining[None, :] >= remaining[:, None]) & mask[None, :]
-    held_then = jnp.sum(jnp.where(outlast, current[None, :], 0), axis=1)
-    grown = remaining * jnp.sum(outlast.astype(jnp.int32), axis=1)
-    return jnp.max(jnp.where(mask, held_then + grown, 0))
+    pad = (0, -mask.shape[0] % _BLOCK)
+    blocks = (
+        jnp.pad(current, pad).reshape(-1, _BLOCK),
+        jnp.pad(remaining, pad, constant_values=-1).reshape(-1, _BLOCK),
+    )
+
+    def outlasting(held_then, block):
+        held, left = block
+        # Masked slots (-1) outlast nobody who counts.
+        theirs = jnp.where(left[:, None] >= remaining[None, :], held[:, None] + remaining[None, :], 0)
+        return held_then + jnp.sum(theirs, axis=0), None
+
+    # A loop over blocks, so that XLA keeps its inputs in memory: as one [S, S] expression it works out afresh, for each
+    # of the S^2 pairs, whatever made `remaining_tokens` (draws from a history: 20 us instead of 1 at 128 slots).
+    held_then, _ = jax.lax.scan(outlasting, jnp.zeros_like(current), blocks)
+    return jnp.max(jnp.where(mask, held_then, 0))
 
 
 def past_future_peak(

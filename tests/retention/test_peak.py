@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from jaxsched.retention import peak
 from jaxsched.retention.window import empty_window
 
-SLOTS = 12
+SLOTS = 40  # more than a block of `future_peak`
+MOST = 14  # requests of a random batch
 peak_of = jax.jit(peak.future_peak)
 draw = jax.jit(peak.remaining_output)
 whole_peak = jax.jit(peak.past_future_peak)
@@ -38,7 +39,7 @@ def token_by_token(requests: list[tuple[int, int]]) -> int:
     return most
 
 
-requests = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 25)), max_size=SLOTS)
+requests = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 25)), max_size=MOST)
 
 
 @settings(max_examples=300, deadline=None)
@@ -90,7 +91,7 @@ def as_the_authors_draw(history: list[int], generated: int, limit: int, uniform:
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=30),
-    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 255)), min_size=1, max_size=SLOTS),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 255)), min_size=1, max_size=MOST),
 )
 def test_conditional_draws_equal_those_of_the_authors(history, slots):
     lengths = lengths_of(history)
