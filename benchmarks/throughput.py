@@ -18,7 +18,7 @@ import platform
 import sys
 import time
 
-PRESETS = {"chat": "configs/scenarios/chat.yaml", "agents": "configs/scenarios/agents_swe.yaml"}
+PRESETS = {"chat": "configs/scenarios/chat.yaml", "agents": "configs/scenarios/agents_mixed.yaml"}
 
 
 def main() -> int:
@@ -83,24 +83,25 @@ def _rate(options: argparse.Namespace, policy: str, instances: int) -> tuple[flo
 
 def _row(options, policy: str, instances: int, num_lanes: int, rate: float, devices: int) -> dict:
     from jaxsched import simulation as r
+    from jaxsched.caching import with_cache
 
     scenario, chosen = _scenario(options, policy, instances)
-    static = r.static_of(scenario, chosen)
     lanes = r.synthetic_lanes(scenario, chosen, list(range(num_lanes)), [rate])
+    static = with_cache(r.static_of(scenario, chosen), scenario, lanes.requests)
     if options.slots and static.scheduler.order is None:
         static = static.with_slots(options.slots)
     else:
         static = r.with_first_slots(static, scenario, lanes.requests, rate)
-    while (row := _timed(options, scenario, static, lanes, devices)) is None:
-        static = static.with_slots(2 * static.num_slots)
+    while not isinstance(row := _timed(options, scenario, static, lanes, devices), dict):
+        static = row
     return {
         "preset": options.preset, "policy": policy, "instances": instances, "lanes": num_lanes, "devices": devices,
         "rate_per_s": rate, **row,
     }  # fmt: skip
 
 
-def _timed(options, scenario, static, lanes, devices: int) -> dict | None:
-    """One row with rows of `static.num_slots` slots; None if some lane was short of one, warm-up included."""
+def _timed(options, scenario, static, lanes, devices: int):
+    """One row with the tables of `static`; larger ones if some lane was short of room, warm-up included."""
     import jax
     import numpy as np
 
@@ -137,8 +138,11 @@ def _timed(options, scenario, static, lanes, devices: int) -> dict | None:
         if previous is not None and call >= warm:
             samples.append((elapsed, totals - previous))
         previous = totals
-    if (np.asarray(state.flags) & Flag.SLOTS_SHORT).any():
-        return None
+    flags = np.bitwise_or.reduce(np.asarray(state.flags))
+    if (larger := r._larger(static, flags)) is not None:
+        return larger
+    if flags & ~int(Flag.WINDOW_OVERFLOW):
+        sys.exit(f"error: flags {Flag(int(flags))!r} were raised: the rows would time something else")
     if not samples:
         sys.exit("error: --requests is too small: a lane was done before the measurement; raise it")
     arrived, finished = counts[:, Count.ARRIVED].sum(), counts[:, Count.FINISHED].sum()
@@ -160,7 +164,8 @@ def _timed(options, scenario, static, lanes, devices: int) -> dict | None:
         "ns_per_micro_step": 1e9 * devices / micro,
         "busy_fraction": float(counts[:, Count.BUSY_US].sum() / max(now.sum() * instances, 1)),
         "in_system_per_instance": float((arrived - finished) / num_lanes / instances),
-        "compile_s": compile_s, "calls": len(samples), "slots": static.num_slots, "max_run_steps": static.max_run_steps,
+        "compile_s": compile_s, "calls": len(samples), "slots": static.num_slots, "prefix_cache": static.prefix_cache,
+        "cache_entries": static.cache_entries, "max_run_steps": static.max_run_steps,
     }  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def _generator(preset: Preset, num_programs: int, prediction_error: float):
 
 def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: int, seeds: Sequence[int]) -> Lanes:
     """One lane per window of the trace; all lanes share the table. Windows of `num_programs` start evenly spaced."""
-    requests = _true_lengths(policy, trace.to_requests())
+    requests = _true_lengths(policy, trace.to_requests(block_size=scenario.block_size))
     width, total = scenario.num_programs, trace.num_programs
     if num_lanes > 1 and scenario.num_programs * num_lanes > total:
         width = max(total // num_lanes, 1)
