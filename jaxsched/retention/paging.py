@@ -105,7 +105,8 @@ def belady_leaf(
         resident, upcoming, level = state
         blocks, uses = item
         used = blocks < num_blocks
-        hit = used & resident.at[blocks].get(mode="fill", fill_value=False)
+        held = used & resident.at[blocks].get(mode="fill", fill_value=False)
+        hit = jnp.cumprod(held.astype(jnp.int32)) > 0  # a block whose parent is gone is of no use
         kept = jnp.where(used & (depth < capacity), blocks, num_blocks)
         own = jnp.zeros((num_blocks,), bool).at[kept].set(True, mode="drop")
         upcoming = upcoming.at[blocks].set(uses, mode="drop")

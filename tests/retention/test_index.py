@@ -115,6 +115,14 @@ def test_a_deterministic_pause_is_kept_to_its_end_or_not_at_all(table, ages, rel
     assert 5.0 <= reading < 5.25 if kept else reading == 0.0  # never let go just before the tool returns
 
 
+def test_a_pause_that_ends_on_an_age_of_the_table_is_not_let_go_just_before():
+    end_us = 1000.0 * (2 ** (200 / 16) - 1)  # the worst place for a slope between neighbouring ages
+    ages = index.age_table(pauses.tables_from_laws([pauses.Deterministic(end_us)]))
+    just_before = jnp.linspace(0.955 * end_us, 0.99999 * end_us, 2000)
+    value = index.index(ages, just_before, jnp.int32(0), jnp.float32(end_us), jnp.int32(1), jnp.float32(1.0))
+    assert float(value.min()) > 1.0
+
+
 def test_a_plain_hazard_rule_fails_the_deterministic_check():
     # What the index is there for: before D the hazard is 0, so a rule that reads it evicts at once whatever R is.
     law = LAWS[DETERMINISTIC]

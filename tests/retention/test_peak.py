@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsched.retention import peak
-from jaxsched.retention.window import empty_window
+from jaxsched.retention.window import LARGEST, empty_window
 
 SLOTS = 40  # more than a block of `future_peak`
 MOST = 14  # requests of a random batch
@@ -167,6 +167,7 @@ def test_many_running_requests_need_fewer_draws():
 def test_a_history_starts_half_full_of_the_longest_output():
     lengths = peak.empty_lengths(500, 8)
     assert int(lengths.count[0]) == 4
+    np.testing.assert_array_equal(lengths.ordered[0], [500] * 4 + [LARGEST] * 4)
     for value in range(1, 6):  # four places are free, the fifth push drops one of the starters
         lengths = record(lengths, jnp.int32(value))
     np.testing.assert_array_equal(lengths.ordered[0], [1, 2, 3, 4, 5, 500, 500, 500])
