@@ -273,6 +273,7 @@ def _simulate(options: argparse.Namespace, overrides: list[str]) -> int:
         check_writable(options.report)
     config = load(options.config, overrides)
     from jaxsched.comparison import compared_metrics, timeline, versions
+    from jaxsched.policies import split_name
     from jaxsched.report import SimulationData, render_simulation, write_html
     from jaxsched.scenario import from_config, policy_from_config
     from jaxsched.simulation import rollout
@@ -280,7 +281,7 @@ def _simulate(options: argparse.Namespace, overrides: list[str]) -> int:
     scenario = from_config(config)
     policy = scenario.policy
     if options.policy:
-        name, _, router = options.policy.partition("+")
+        name, router = split_name(options.policy)
         section = config.policy.model_copy(update={"scheduler": name, **({"router": router} if router else {})})
         policy = policy_from_config(config, options.policy, section)
     assert policy is not None

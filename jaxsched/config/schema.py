@@ -204,7 +204,8 @@ class ScenarioConfig(Section):
 class PolicyChoice(Section):
     """One competitor. What it does not say is taken from the scenario's `policy` section.
 
-    The short form is a text: ``sarathi`` (a scheduler), or ``vllm+least_kv`` (scheduler and router).
+    The short form is a text: ``sarathi`` (a scheduler), ``vllm+least_kv`` (scheduler and router), or with a retention
+    rule and the gate: ``gittins+gate``.
     """
 
     name: str
@@ -216,7 +217,9 @@ class PolicyChoice(Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         if isinstance(value, str):
-            scheduler, _, router = value.partition("+")
+            from jaxsched.policies import split_name
+
+            scheduler, router = split_name(value)
             return {"name": value, "scheduler": scheduler, "router": router or None}
         return value
 

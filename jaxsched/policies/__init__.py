@@ -48,10 +48,18 @@ def get(name: str, **params: float) -> Policy:
 
     ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``, ``get("gittins+gate+program_sticky")``.
     """
+    scheduler, router = split_name(name)
+    return compose(scheduler, router or DEFAULT_ROUTER, name=name, **params)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """``"gittins+gate+program_sticky"`` into the scheduler with its parts and the router ("" if none is named)."""
     scheduler, *parts = name.split("+")
-    router = next((part for part in parts if part in ROUTERS), DEFAULT_ROUTER)
+    routers = [part for part in parts if part in ROUTERS]
+    if len(routers) > 1:
+        raise UserError(f"policy {name!r} has two routers: {', '.join(routers)}", expected="one")
     rest = [part for part in parts if part not in ROUTERS]
-    return compose("+".join([scheduler, *rest]), router, name=name, **params)
+    return "+".join([scheduler, *rest]), routers[0] if routers else ""
 
 
 def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = None, **params: float) -> Policy:
@@ -85,4 +93,15 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     return dataclasses.replace(scheduler, spec=spec, retain_params=dict(rule.params))
 
 
-__all__ = ["PARAMETERS", "RETENTIONS", "ROUTERS", "SCHEDULERS", "Policy", "Router", "Scheduler", "compose", "get"]
+__all__ = [
+    "PARAMETERS",
+    "RETENTIONS",
+    "ROUTERS",
+    "SCHEDULERS",
+    "Policy",
+    "Router",
+    "Scheduler",
+    "compose",
+    "get",
+    "split_name",
+]
