@@ -246,12 +246,14 @@ class RunTable(KvCache):
         own_high = jnp.max(jnp.where(is_own, self.high, 0))
         running = self._running
         group_high = jnp.maximum(jnp.max(jnp.where(is_group, self.high, 0)), self._held_of_group(group, running))
-        resident = jnp.where(own_high > 0, own_high, jnp.minimum(group_high, group_blocks))
+        group_high = jnp.minimum(group_high, group_blocks)
+        # (A pin keeps the own chain, not the group's prefix: what is left of the chain may have lost its beginning.)
+        resident = jnp.where((own_high > 0) & (group_high == group_blocks), own_high, group_high)
         blocks = jnp.minimum(resident, (known - 1) // self._static.block_size)
         overlap = jnp.maximum(jnp.minimum(self.high, blocks) - self.low, 0)
         idle = jnp.sum(jnp.where(is_own | is_group, overlap, 0))
         unfinished = running & (self.group == group) & (self.registered < self.group_blocks)
-        copies = resident > blocks
+        copies = jnp.maximum(own_high, resident) > blocks
         copies |= (group_blocks > 0) & (blocks < group_blocks) & jnp.any(unfinished)
         copies |= jnp.any(running & (self.own == own))
         pinned = jnp.sum(jnp.where((is_own | is_group) & (self.pinned > 0), overlap, 0))
