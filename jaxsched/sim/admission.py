@@ -141,6 +141,8 @@ def admission_step(
         known = jnp.where(fresh, prompt, event.at(slots.known, slot))
         dead = exists & ~fresh & (event.at(slots.order, slot) == DEAD)
     else:
+        if static.retains or static.gated:
+            event.kv.settle()  # the view tells what is still there
         view = queue_view(event)
         key = order(sched.order, view)
         eligible = view.waiting_mask

@@ -277,7 +277,7 @@ def _share(
     group, group_tokens, chain = [-1] * len(prompt), [0] * len(prompt), list(range(len(prompt)))
     content: list[list[Any]] = [[] for _ in prompt]
     for first in range(num_programs):
-        which = draw.choice([-1, 0, 1, 2])
+        which = draw.choice([-1, 0, 1, 2] if not variant.parts else [-1] * 9 + [0])
         size = sizes[which] if which >= 0 else 0
         row, before = first, -1
         while row >= 0:

@@ -195,6 +195,8 @@ class RunTable(KvCache):
         self, slot: Int[Array, ""], active: Bool[Array, ""], held: Int[Array, ""], pin: Pin | None = None
     ) -> Int[Array, ""]:
         """A run of the own chain, then (so: evicted after it) one of the group's blocks that nobody else holds."""
+        if self._static.retains:
+            self.settle()  # what is let go now comes before pinned blocks, but not for what was taken before
         index = jnp.arange(self.registered.shape[0])
         here = index == slot
         pick = lambda field: jnp.sum(jnp.where(here, field, 0))
