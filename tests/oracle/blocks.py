@@ -139,7 +139,7 @@ class CachingPool:
                 del self._free_queue[block.index]
                 self._leave_context(block)
             block.ref += 1
-        self.contexts = [c for c in self.contexts if c.next_turn != request.row]  # the program has gone on
+        self.contexts = [c for c in self.contexts if c.program != request.program]  # the program has gone on
         self._tables[request] = list(hit.blocks)
         self._num_registered[request] = len(hit.blocks)
         self.grow(request, tokens)

@@ -80,7 +80,7 @@ class Size:
 MEDIUM = Size(3, 16, 64, 500, 160, (520, 600, 900, 6000))
 SMALL = Size(2, 8, 16, 120, 24, (160, 200, 300, 2000))
 #: Contexts of some programs fill a pool.
-RETENTION = Size(2, 8, 32, 120, 24, (240, 300, 400, 800))
+RETENTION = Size(2, 8, 32, 100, 80, (190, 240, 300, 500))
 
 
 @dataclasses.dataclass(frozen=True)

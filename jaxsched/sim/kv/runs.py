@@ -271,7 +271,7 @@ class RunTable(KvCache):
         self.low = jnp.where(mine, jnp.maximum(self.low, jnp.minimum(self.high, hit.blocks)), self.low)
         self._drop_empty()
         if self._static.retains or self._static.gated:  # the program has gone on: what is left of its past is garbage
-            self.next = jnp.where(active & (self.next == row), -1, self.next)
+            self.next = jnp.where(active & (self.program == self._requests.program[row]), -1, self.next)
             self.pinned = jnp.where(self.next < 0, 0, self.pinned)
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         self.registered = jnp.where(here, hit.blocks, self.registered)
