@@ -141,11 +141,14 @@ def admission_step(
         known = jnp.where(fresh, prompt, event.at(slots.known, slot))
         dead = exists & ~fresh & (event.at(slots.order, slot) == DEAD)
     else:
+        if static.retains or static.gated:
+            event.kv.settle()  # the view tells what is still there
         view = queue_view(event)
         key = order(sched.order, view)
         eligible = view.waiting_mask
         if static.gated:
-            eligible &= ~view.first_turn_mask | (view.known_tokens > view.prompt_tokens) | _gate_open(event, view)
+            enters = view.first_turn_mask & ~view.preempted_mask
+            eligible &= ~enters | _gate_open(event, view)
         best = jnp.min(jnp.where(eligible, key, 2**31 - 1))
         slot = slot_with(eligible & (key == best), view.sequence)
         exists = jnp.any(eligible)
@@ -239,7 +242,10 @@ def admission_step(
     blocked = seats | ~room_for_slot
     if static.prefix_cache != "blocks":
         # (In a block table a running request's outputs may be the candidate's prompt: its hits can grow during a run.)
-        blocked |= may & ~expired & ~(memory & fits)
+        waits = may & ~expired & ~(memory & fits)
+        if static.gated:  # the gate may close before a new program, and so let another one be the candidate
+            waits &= ~jnp.any(enters & (event.index == slot))
+        blocked |= waits
     displacing = displaced | dropped_early
     return (progress & more) | displacing, displacing, blocked
 

@@ -1,7 +1,8 @@
-"""KV block pools: a count, and vLLM V1's block pool with its prefix cache.
+"""KV block pools: a count, and vLLM V1's block pool with its prefix cache and, on top, pinned contexts.
 
 Both keep who holds what and answer the same questions. Rules of the prefix cache: shared/research/vllm_scheduler.md,
-sections 2 and 3 (vLLM 0.33.0: kv_cache_manager.py, block_pool.py), confirmed by the recordings.
+sections 2 and 3 (vLLM 0.33.0: kv_cache_manager.py, block_pool.py), confirmed by the recordings. Of contexts and pins:
+docs/semantics.md, section 9.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def ceil_div(tokens: int, block_size: int) -> int:
     return -(-tokens // block_size)
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """One block of the caching pool; `hash` is None unless the block can be found by content."""
 
@@ -34,6 +35,17 @@ class Hit:
     num_evictable: int = 0
 
 
+@dataclass
+class Context:
+    """The blocks that a paused program left behind, as far as they are still there and nobody holds them."""
+
+    next_turn: int  # row
+    program: int  # row of its first turn
+    deadline_us: float | None  # end of its time to live, infinity = until the return, None = none
+    blocks: list[Block] = field(default_factory=list)  # from the beginning on
+    is_pinned: bool = False
+
+
 class CountPool:
     """Blocks without identity: how many are free and how many each request holds."""
 
@@ -41,6 +53,8 @@ class CountPool:
         self.usable, self.block_size = usable_blocks, block_size
         self.free = usable_blocks
         self._held: dict[Request, int] = {}
+        self.contexts: list[Context] = []  # none without a cache
+        self.noted: Counter[str] = Counter()
 
     def lookup(self, request: Request) -> Hit:
         return Hit()
@@ -65,8 +79,14 @@ class CountPool:
     def register(self, request: Request, tokens: int) -> None:
         """Make the full blocks of the first `tokens` tokens findable (nothing to do without a cache)."""
 
-    def release(self, request: Request) -> None:
+    def release(self, request: Request, context: Context | None = None) -> None:
         self.free += self._held.pop(request, 0)
+
+    def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
+        """Nothing is pinned without a cache."""
+
+    def pinned_besides(self, hit: Hit) -> int:
+        return 0
 
     def check(self, running: list[Request]) -> None:
         """Conservation: only running requests hold blocks; free and held blocks make up the pool."""
@@ -86,6 +106,8 @@ class CachingPool:
         self._num_registered: dict[Request, int] = {}
         self._copies: dict[int, dict[int, Block]] = {}  # hash -> block index -> block, oldest first
         self._hash_of: dict[tuple, int] = {}  # (hash of the block before, tokens) -> hash
+        self.contexts: list[Context] = []  # in order of release
+        self.noted: Counter[str] = Counter()
 
     @property
     def free(self) -> int:
@@ -115,15 +137,19 @@ class CachingPool:
         for block in hit.blocks:
             if block.ref == 0:
                 del self._free_queue[block.index]
+                self._leave_context(block)
             block.ref += 1
+        self.contexts = [c for c in self.contexts if c.program != request.program]  # the program has gone on
         self._tables[request] = list(hit.blocks)
         self._num_registered[request] = len(hit.blocks)
         self.grow(request, tokens)
 
     def grow(self, request: Request, tokens: int) -> None:
         for _ in range(self.needed(request, tokens)):
-            _, block = self._free_queue.popitem(last=False)
+            block = self._next_to_take()
+            del self._free_queue[block.index]
             if block.hash is not None:  # eviction
+                self._leave_context(block)
                 del self._copies[block.hash][block.index]
                 block.hash = None
             block.ref = 1
@@ -137,9 +163,16 @@ class CachingPool:
             self._copies.setdefault(block.hash, {})[block.index] = block  # no deduplication
         self._num_registered[request] = max(self._num_registered[request], num_full)
 
-    def release(self, request: Request) -> None:
-        """Last block first: blocks without a hash go to the front of the free queue, the others to its end."""
+    def release(self, request: Request, context: Context | None = None) -> None:
+        """Last block first: blocks without a hash go to the front of the free queue, the others to its end.
+
+        Of the latter, those that are the program's own are its `context`, if one is given.
+        """
         self._num_registered.pop(request, None)
+        if context is not None:
+            own = self._tables.get(request, [])[request.shared_blocks :]
+            context.blocks = [b for b in own if b.ref == 1 and b.hash is not None]
+            self.contexts += [context] if context.blocks else []
         freed = []
         for block in reversed(self._tables.pop(request, [])):
             block.ref -= 1
@@ -152,12 +185,41 @@ class CachingPool:
             if block.hash is not None:
                 self._free_queue[block.index] = block
 
+    def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
+        """At the start of a schedule() call."""
+        rows = {request.row for request in waiting}
+        for context in self.contexts:
+            in_time = context.deadline_us is not None and now_us <= context.deadline_us
+            context.is_pinned = in_time or (context.is_pinned and context.next_turn in rows)
+
+    def pinned_besides(self, hit: Hit) -> int:
+        """Pinned blocks other than those of a hit."""
+        return sum(b not in hit.blocks for c in self.contexts if c.is_pinned for b in c.blocks)
+
+    def _next_to_take(self) -> Block:
+        """Unpinned free blocks in the queue's order; then pinned ones, from the end of the latest program's."""
+        pinned = [c for c in self.contexts if c.is_pinned]
+        kept = {block.index for c in pinned for block in c.blocks}
+        for index, block in self._free_queue.items():
+            if index not in kept:
+                return block
+        self.noted["pinned_block_taken"] += 1
+        return max(pinned, key=lambda c: c.program).blocks[-1]
+
+    def _leave_context(self, block: Block) -> None:
+        for context in self.contexts:
+            if block in context.blocks:
+                context.blocks.remove(block)
+        self.contexts = [c for c in self.contexts if c.blocks]
+
     def check(self, running: list[Request]) -> None:
         """Conservation: a block is free or in the tables of as many running requests as it has references."""
         assert set(self._tables) <= set(running)
         refs = Counter(block.index for table in self._tables.values() for block in table)
         assert all(self._blocks[i].ref == num for i, num in refs.items())
         assert self.free + len(refs) == self.usable and self._free_queue.keys().isdisjoint(refs)
+        in_contexts = [block.index for context in self.contexts for block in context.blocks]
+        assert len(set(in_contexts)) == len(in_contexts) and self._free_queue.keys() >= set(in_contexts)
 
     def _block_hash(self, request: Request, i: int) -> int:
         hashes = request.block_hashes

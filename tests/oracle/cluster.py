@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass
 
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
@@ -21,6 +22,7 @@ class Result:
     stuck: list[bool]  # instances left idle with requests waiting
     smallest_gap: float  # closest ewsjf decision, relative; near 0 = float32 may decide otherwise
     end_us: int  # time of the last event, 0 if there was none
+    noted: Counter[str]  # what retention and the gate did, so that tests know that they did something
 
 
 def simulate(
@@ -47,6 +49,7 @@ def simulate(
         stuck=[i.next_event_us is None and bool(i.waiting) for i in instances],
         smallest_gap=min(i.smallest_gap for i in instances),
         end_us=end_us,
+        noted=sum((i.noted + i.pool.noted for i in instances), Counter()),
     )
 
 
@@ -73,6 +76,10 @@ class _Cluster:
         self.next_program = 0
         self.next_tick_us = router.delay_us
         self.num_joined = 0
+        self.program = list(range(len(self.records)))  # row of each row's first turn
+        for row, turn in enumerate(workload.next_turn):
+            if turn >= 0:
+                self.program[turn] = self.program[row]
 
     def next_event(self) -> Event | None:
         """The next event, or None when only ticks would be left."""
@@ -110,7 +117,7 @@ class _Cluster:
         workload, record = self.workload, self.records[row]
         record.arrival_us = now_us
         record.fate = "unfinished"
-        record.instance = self.dispatcher.route(row)
+        record.instance = self.dispatcher.route(row, self._home(row))
         prompt = workload.prompt_tokens[row]
         content = workload.prompt_content[row] if workload.prompt_content else [(("u", row), k) for k in range(prompt)]
         request = Request(
@@ -125,9 +132,28 @@ class _Cluster:
             record=record,
             content=list(content),
             output_stream=workload.output_stream[row] if workload.output_stream else ("o", row),
+            program=self.program[row],
+            **self._context(row),
         )
         self.instances[record.instance].arrive(request, now_us)
         self.num_joined += record.fate == "unfinished"
+
+    def _home(self, row: int) -> int | None:
+        """Instance of the program's previous turn."""
+        return next((self.records[r].instance for r, turn in enumerate(self.workload.next_turn) if turn == row), None)
+
+    def _context(self, row: int) -> dict[str, int]:
+        """What retention needs to know of a turn (docs/semantics.md, 9)."""
+        workload, turn = self.workload, self.workload.next_turn[row]
+        if workload.chain is None or workload.group is None or workload.group_tokens is None:
+            return {}
+        block_size = self.instances[0].config.block_size
+        goes_on = turn >= 0 and workload.chain[turn] == workload.chain[row]
+        return {
+            "next_on_chain": turn if goes_on else -1,
+            "next_pause_us": workload.pause_us[turn] if goes_on else 0,
+            "shared_blocks": workload.group_tokens[row] // block_size if workload.group[row] >= 0 else 0,
+        }
 
     def check(self) -> None:
         """Every row that has arrived and is not over is in exactly one instance, the one it was routed to."""

@@ -11,8 +11,11 @@ StepLog = dict[str, Any]  # one line of a recording's steps.jsonl
 Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negative integer
 
 Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
-Order = Literal["fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf"]
-Router = Literal["round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work"]
+Order = Literal["fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum"]
+Retention = Literal["", "static_ttl", "preserve", "clair"]
+Router = Literal[
+    "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky"
+]  # fmt: skip
 Fate = Literal["finished", "unfinished", "rejected_size", "rejected_queue", "timed_out", "never_arrived"]
 
 
@@ -41,8 +44,14 @@ class EngineConfig:
     ewsjf_num_queues: int = 8
     ewsjf_w: float = 1.0
     prefix_caching: bool = False
+    retention: Retention = ""  # time to live of a paused program's context (needs prefix caching)
+    ttl_us: int = 0  # of static_ttl
+    clair_price: float = 0.01
+    gate_fraction: float = 0.0  # of the pool; 0 = no gate
 
     def __post_init__(self) -> None:
+        if (self.retention or self.gate_fraction) and not self.prefix_caching:
+            raise ValueError("retention and the gate need the prefix cache")
         if self.kind != "vllm" and (self.asynchronous or self.prefix_caching or self.order != "fcfs"):
             raise ValueError(f"kind {self.kind!r} is synchronous, fcfs and without a prefix cache")
 
@@ -75,7 +84,8 @@ class Workload:
     pause_us: list[int]  # of a later turn: from the previous turn's finish to this arrival
     prompt_content: list[list[Token]] | None = None
     output_stream: list[Any] | None = None  # the k-th output token of row i is (output_stream[i], k)
-    #: The same content as `Requests` says it by formula: not read by the reference.
+    #: The same content as `Requests` says it by formula. The reference reads it for retention only: what a program's
+    #: own context is, and whether its next turn goes on with it.
     chain: list[int] | None = None
     group: list[int] | None = None
     group_tokens: list[int] | None = None
@@ -146,6 +156,10 @@ class Request:
     record: Record
     content: list[Token]  # the prompt's tokens, then the outputs delivered (empty without prefix caching)
     output_stream: Any
+    program: int = -1  # row of the program's first turn
+    next_on_chain: int = -1  # row of the next turn if that goes on with this one's content
+    next_pause_us: int = 0  # the pause before it: for `clair` only
+    shared_blocks: int = 0  # full blocks of the prefix shared with other programs: not the program's own
     computed: int = 0  # tokens whose KV exists or is scheduled
     delivered: int = 0  # output tokens processed
     in_flight: int = 0  # output tokens of steps that have been scheduled and not yet processed
@@ -166,6 +180,11 @@ class Request:
     def wanted(self) -> int:
         """Tokens left to schedule; none once the token in flight is the last."""
         return 0 if self.gen == self.output_tokens else self.num_tokens - self.computed
+
+    @property
+    def is_new_program(self) -> bool:
+        """A first turn that has not been preempted: what the gate may keep waiting."""
+        return self.row == self.program and self.record.preemptions == 0
 
     @property
     def is_over(self) -> bool:

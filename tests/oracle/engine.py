@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.oracle import other_engines, vllm_v1
-from tests.oracle.blocks import Hit, ceil_div, make_pool
+from tests.oracle.blocks import Context, Hit, ceil_div, make_pool
 from tests.oracle.data import EngineConfig, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import choose
 
@@ -51,6 +52,7 @@ class Instance:
         self.waiting: list[Request] = []  # fcfs: front first; other orders: any order
         self.in_flight: deque[Step] = deque()
         self.log: list[StepLog] = []
+        self.noted: Counter[str] = Counter()  # what pins and the gate did
         self.smallest_gap = 1.0  # closest ewsjf decision so far (see orders.Choice)
         self.num_joined = self.num_left = 0  # requests that entered the queue; that finished or timed out
         self._wake_us: int | None = None  # an arrival found the instance idle
@@ -105,7 +107,10 @@ class Instance:
     def next_candidate(self, call: Call) -> Request | None:
         """Head of the queue; heads past their deadline are dropped."""
         while True:
-            choice = choose(self.config, self.waiting, call.now_us)
+            considered = [r for r in self.waiting if not r.is_new_program or self._gate_is_open(r)]
+            self.noted["kept_out_by_gate"] += len(considered) < len(self.waiting)
+            pinned = [context.next_turn for context in self.pool.contexts if context.is_pinned]
+            choice = choose(self.config, considered, call.now_us, pinned)
             if choice.request is None or not self._is_expired(choice.request, call.now_us):
                 self.smallest_gap = min(self.smallest_gap, choice.relative_gap)
                 return choice.request
@@ -157,6 +162,7 @@ class Instance:
         for request in list(self.running):
             if self._is_expired(request, now_us):
                 self._abort(request)
+        self.pool.refresh_pins(now_us, self.waiting)
         call = Call(now_us, self.config.token_budget)
         SCHEDULERS[self.config.kind](self, call)
         if not call.scheduled and not call.preempted:
@@ -215,7 +221,7 @@ class Instance:
         assert not request.is_running or request.computed == request.num_tokens - 1
         request.record.fate = "finished"
         request.record.finish_us = now_us
-        self._remove(request)
+        self._remove(request, self._context(request, now_us))
 
     def _is_expired(self, request: Request, now_us: int) -> bool:
         timeouts_us = self.config.timeouts_us
@@ -226,9 +232,35 @@ class Instance:
         request.record.fate = "timed_out"
         self._remove(request)
 
-    def _remove(self, request: Request) -> None:
+    def _context(self, request: Request, now_us: int) -> Context | None:
+        """What retention makes of the blocks of a program that pauses; None if it is over."""
+        if request.next_on_chain < 0:
+            return None
+        ttl_us = self._time_to_live(request)
+        return Context(request.next_on_chain, request.program, now_us + ttl_us if ttl_us > 0 else None)
+
+    def _time_to_live(self, request: Request) -> float:
+        config = self.config
+        if config.retention == "preserve":
+            return math.inf
+        if config.retention == "static_ttl":
+            return config.ttl_us
+        return 0
+
+    def _gate_is_open(self, request: Request) -> bool:
+        """Whether a new program may begin: begun ones leave room, or nothing runs."""
+        config = self.config
+        if config.gate_fraction == 0 or not self.running:
+            return True
+        begun = self.running + [r for r in self.waiting if r.row != r.program]
+        waiting_rows = {r.row for r in self.waiting}
+        blocks = sum(ceil_div(r.num_tokens, config.block_size) for r in begun)
+        blocks += sum(len(c.blocks) for c in self.pool.contexts if c.next_turn not in waiting_rows)
+        return blocks + ceil_div(request.prompt_tokens, config.block_size) < config.gate_fraction * config.usable_blocks
+
+    def _remove(self, request: Request, context: Context | None = None) -> None:
         self.num_left += 1
-        self.pool.release(request)
+        self.pool.release(request, context)
         (self.running if request.is_running else self.waiting).remove(request)
         request.is_running = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from tests.oracle.data import EngineConfig, Request
@@ -31,8 +32,11 @@ class Choice:
     relative_gap: float = 1.0  # 1 = no rival
 
 
-def choose(config: EngineConfig, waiting: list[Request], now_us: int) -> Choice:
-    """The head of the queue among `waiting` (for fcfs a deque, front first; for the other orders a set)."""
+def choose(config: EngineConfig, waiting: list[Request], now_us: int, pinned: Collection[int] = ()) -> Choice:
+    """The head of the queue among `waiting` (for fcfs a deque, front first; for the other orders a set).
+
+    `pinned` = rows of the turns whose context is pinned.
+    """
     # Its output in flight is not known yet, so its prompt-to-recompute is not: those behind may pass (vLLM: async).
     ready = [r for r in waiting if r.in_flight == 0]
     if not ready:
@@ -41,6 +45,14 @@ def choose(config: EngineConfig, waiting: list[Request], now_us: int) -> Choice:
         return Choice(ready[0])
     if config.order == "priority":
         return Choice(min(ready, key=lambda r: (r.priority, r.arrival_us, r.row)))
+    if config.order == "arrival":
+        return Choice(min(ready, key=lambda r: r.sequence))
+    if config.order == "pfcfs":
+        return Choice(min(ready, key=lambda r: (r.record.preemptions == 0, r.program, r.sequence)))
+    if config.order == "continuum":
+        return Choice(
+            min(ready, key=lambda r: (r.record.preemptions == 0 and 1 + (r.row not in pinned), r.program, r.sequence))
+        )
     if config.order == "sjf":
         return Choice(min(ready, key=lambda r: (r.predicted_tokens, r.sequence)))
     if config.order in PREEMPTIVE:

@@ -49,8 +49,8 @@ class Dispatcher:
     def tick(self) -> None:
         self._last_tick = [View.of(i) for i in self.instances]
 
-    def route(self, row: int) -> int:
-        """Instance for the arrival of `row`; every arrival counts for round robin, rejected ones too."""
+    def route(self, row: int, home: int | None = None) -> int:
+        """Instance for the arrival of `row` (`home`: that of its previous turn); every arrival counts for round robin, rejected ones too."""
         num = len(self.instances)
         count, self.num_routed = self.num_routed, self.num_routed + 1
         if self.config.kind == "round_robin":
@@ -69,7 +69,9 @@ class Dispatcher:
             second = self.uniform(row, 1) % (num - 1)
             second += second >= first
             return second if outstanding(second) < outstanding(first) else first
-        if self.config.kind == "least_outstanding":
+        if self.config.kind == "program_sticky" and home is not None:
+            return home
+        if self.config.kind in ("least_outstanding", "program_sticky"):
             return min(range(num), key=outstanding)  # ties: min() returns the lowest index
         if self.config.kind == "least_kv":
             return min(range(num), key=lambda i: views[i].used_blocks + views[i].waiting_prompt_blocks)

@@ -86,8 +86,9 @@ def _admit_waiting(engine: Instance, call: Call, chunk_limit: int) -> None:
             return
         n = min(n, call.budget)
         watermark = config.watermark_blocks if engine.running else 0
-        if config.reserve_full_isl and _blocks(engine, request, request.num_tokens, hit) + watermark > pool.free:
-            return
-        if _blocks(engine, request, hit.tokens + n, hit) + watermark > pool.free:
+        pinned = pool.pinned_besides(hit) if engine.running else 0
+        blocks = _blocks(engine, request, request.num_tokens if config.reserve_full_isl else hit.tokens + n, hit)
+        if blocks + watermark + pinned > pool.free:
+            engine.noted["kept_out_by_pins"] += blocks + watermark <= pool.free
             return
         engine.admit(call, request, n, block_tokens=hit.tokens + n, hit=hit)

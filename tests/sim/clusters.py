@@ -39,6 +39,8 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "srpt": ("vllm", "srpt", False),
     "mlfq": ("vllm", "mlfq", False),
     "ewsjf": ("vllm", "ewsjf", False),
+    "pfcfs": ("vllm", "pfcfs", False),
+    "continuum": ("vllm", "continuum", False),
 }
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
@@ -77,13 +79,15 @@ class Size:
 
 MEDIUM = Size(3, 16, 64, 500, 160, (520, 600, 900, 6000))
 SMALL = Size(2, 8, 16, 120, 24, (160, 200, 300, 2000))
+#: Contexts of some programs fill a pool.
+RETENTION = Size(2, 8, 32, 100, 80, (190, 240, 300, 500))
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """What fixes the compiled program."""
 
-    scheduler: str
+    scheduler: str  # of ENGINES, with a retention rule or "gate" added by "+"
     router: str = "least_outstanding"
     block_size: int = 16
     turns: bool = False
@@ -98,6 +102,16 @@ class Variant:
         marks = [mark for mark in ("turns", "timeouts", "delay", "thresholds") if getattr(self, mark)]
         marks += [f"cache_{self.cache}"] if self.cache != "none" else []
         return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
+
+    @property
+    def base(self) -> str:
+        """The scheduler without retention and gate."""
+        return self.scheduler.split("+")[0]
+
+    @property
+    def parts(self) -> list[str]:
+        """Retention and gate."""
+        return self.scheduler.split("+")[1:]
 
     @property
     def seed_name(self) -> str:
@@ -117,7 +131,7 @@ class Variant:
     @property
     def policy(self) -> Policy:
         return policies.compose(
-            self.scheduler, self.router, max_num_seqs=self.size.max_num_seqs, **ORDER_PARAMS.get(self.scheduler, {})
+            self.scheduler, self.router, max_num_seqs=self.size.max_num_seqs, **ORDER_PARAMS.get(self.base, {})
         )
 
     def static(self, max_run_steps: int = 32) -> SimStatic:
@@ -168,7 +182,11 @@ def random_lane(variant: Variant, seed: int) -> Lane:
 
 
 def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> EngineConfig:
-    kind, order, asynchronous = ENGINES[variant.scheduler]
+    kind, order, asynchronous = ENGINES[variant.base]
+    parts = variant.parts
+    rule = next((part for part in parts if part != "gate"), "")
+    if parts and order == "fcfs":
+        order = "arrival"  # a queue that pins and the gate can look into
     size = variant.size
     longest = size.max_prompt + size.max_output
     is_v1, whole = kind == "vllm", False
@@ -198,6 +216,9 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         prefix_caching=variant.cache != "none",
         max_queue=draw.choice([0, 0, 1, 4]),
         timeouts_us=(0, draw.choice([0, 40, 200, 2000]) * LATTICE_US) if variant.timeouts else (0, 0),
+        retention=rule,  # type: ignore[arg-type]
+        ttl_us=draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0,
+        gate_fraction=draw.choice([0.25, 0.5, 0.75, 1.0]) if "gate" in parts else 0.0,  # exact in float32
         **ORDER_CONFIG,
     )
 
@@ -256,7 +277,7 @@ def _share(
     group, group_tokens, chain = [-1] * len(prompt), [0] * len(prompt), list(range(len(prompt)))
     content: list[list[Any]] = [[] for _ in prompt]
     for first in range(num_programs):
-        which = draw.choice([-1, 0, 1, 2])
+        which = draw.choice([-1, 0, 1, 2] if not variant.parts else [-1] * 9 + [0])
         size = sizes[which] if which >= 0 else 0
         row, before = first, -1
         while row >= 0:
@@ -307,6 +328,8 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
             reserve_full_isl=column([engine.reserve_full_isl for engine in engines]),
             watermark_blocks=column([engine.watermark_blocks for engine in engines]),
             max_model_len=column([engine.max_model_len for engine in engines]),
+            gate_fraction=np.asarray([engine.gate_fraction for engine in engines], np.float32),
+            retain=np.asarray([_retain_params(engine) for engine in engines], np.float32),
         ),
         usable_blocks=np.repeat(usable[:, None], variant.size.num_instances, axis=1),
         max_queue=column([engine.max_queue for engine in engines]),
@@ -317,6 +340,11 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
     blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
     tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)
+
+
+def _retain_params(engine: EngineConfig) -> list[float]:
+    """As the retention rules take them."""
+    return {"static_ttl": [engine.ttl_us / 1000], "clair": [engine.clair_price]}.get(engine.retention, [])
 
 
 def reference_step_time(timing: StepTimeParams) -> StepTime:

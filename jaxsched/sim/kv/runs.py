@@ -195,6 +195,8 @@ class RunTable(KvCache):
         self, slot: Int[Array, ""], active: Bool[Array, ""], held: Int[Array, ""], pin: Pin | None = None
     ) -> Int[Array, ""]:
         """A run of the own chain, then (so: evicted after it) one of the group's blocks that nobody else holds."""
+        if self._static.retains:
+            self.settle()  # what is let go now comes before pinned blocks, but not for what was taken before
         index = jnp.arange(self.registered.shape[0])
         here = index == slot
         pick = lambda field: jnp.sum(jnp.where(here, field, 0))
@@ -246,12 +248,14 @@ class RunTable(KvCache):
         own_high = jnp.max(jnp.where(is_own, self.high, 0))
         running = self._running
         group_high = jnp.maximum(jnp.max(jnp.where(is_group, self.high, 0)), self._held_of_group(group, running))
-        resident = jnp.where(own_high > 0, own_high, jnp.minimum(group_high, group_blocks))
+        group_high = jnp.minimum(group_high, group_blocks)
+        # (A pin keeps the own chain, not the group's prefix: what is left of the chain may have lost its beginning.)
+        resident = jnp.where((own_high > 0) & (group_high == group_blocks), own_high, group_high)
         blocks = jnp.minimum(resident, (known - 1) // self._static.block_size)
         overlap = jnp.maximum(jnp.minimum(self.high, blocks) - self.low, 0)
         idle = jnp.sum(jnp.where(is_own | is_group, overlap, 0))
         unfinished = running & (self.group == group) & (self.registered < self.group_blocks)
-        copies = resident > blocks
+        copies = jnp.maximum(own_high, resident) > blocks
         copies |= (group_blocks > 0) & (blocks < group_blocks) & jnp.any(unfinished)
         copies |= jnp.any(running & (self.own == own))
         pinned = jnp.sum(jnp.where((is_own | is_group) & (self.pinned > 0), overlap, 0))
@@ -267,7 +271,7 @@ class RunTable(KvCache):
         self.low = jnp.where(mine, jnp.maximum(self.low, jnp.minimum(self.high, hit.blocks)), self.low)
         self._drop_empty()
         if self._static.retains or self._static.gated:  # the program has gone on: what is left of its past is garbage
-            self.next = jnp.where(active & (self.next == row), -1, self.next)
+            self.next = jnp.where(active & (self.program == self._requests.program[row]), -1, self.next)
             self.pinned = jnp.where(self.next < 0, 0, self.pinned)
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         self.registered = jnp.where(here, hit.blocks, self.registered)
