@@ -10,9 +10,25 @@ from jaxsched.errors import UserError
 from jaxsched.scenario import Scenario
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
+from jaxsched.workloads import Workload
 
 #: Idle runs that a table of runs begins with room for; it doubles while some lane needs more (`simulation.run_lanes`).
 FIRST_RUNS = 128
+
+
+def with_block_size(trace: Workload, scenario: Scenario) -> Workload:
+    """The trace with block ids for the engine's blocks: ids of larger blocks are split; none if caching is off.
+
+    Exact either way, but the cost of an event grows with the number of blocks: where a trace's ids cover 512 tokens, an
+    engine with blocks of 512 (`cluster.block_size`) simulates many times faster than one with blocks of 16.
+    """
+    if trace.content is None:
+        return trace
+    if scenario.prefix_cache == "off":
+        return dataclasses.replace(trace, content=None, content_start=None, content_block_size=0)
+    if trace.content_block_size == scenario.block_size or trace.content_block_size % scenario.block_size:
+        return trace  # what does not divide is refused by `Workload.to_requests`
+    return trace.split_content(scenario.block_size)
 
 
 def with_cache(static: SimStatic, scenario: Scenario, requests: Requests) -> SimStatic:

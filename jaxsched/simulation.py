@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxsched.caching import with_cache
+from jaxsched.caching import with_block_size, with_cache
 from jaxsched.errors import UserError
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
@@ -107,6 +107,7 @@ def _generator(preset: Preset, num_programs: int, prediction_error: float):
 
 def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: int, seeds: Sequence[int]) -> Lanes:
     """One lane per window of the trace; all lanes share the table. Windows of `num_programs` start evenly spaced."""
+    trace = with_block_size(trace, scenario)
     requests = _true_lengths(policy, trace.to_requests(block_size=scenario.block_size))
     width, total = scenario.num_programs, trace.num_programs
     if num_lanes > 1 and scenario.num_programs * num_lanes > total:

@@ -142,7 +142,7 @@ def admission_step(
         dead = exists & ~fresh & (event.at(slots.order, slot) == DEAD)
     else:
         if static.retains or static.gated:
-            event.kv.settle()  # the view tells what is still there
+            event.runs.settle()  # the view tells what is still there
         view = queue_view(event)
         key = order(sched.order, view)
         eligible = view.waiting_mask

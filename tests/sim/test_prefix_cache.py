@@ -151,3 +151,21 @@ def test_without_shared_content_the_cache_is_off_and_with_block_ids_it_is_the_ta
     shared = lanes.requests.replace(content=np.zeros(9, np.int32), content_start=np.zeros(8, np.int32))
     chosen = caching.with_cache(static, scenario, shared)
     assert (chosen.prefix_cache, chosen.cache_entries) == ("blocks", scenario.usable_blocks)
+
+
+def test_block_ids_of_a_trace_are_split_to_the_blocks_of_the_engine_or_dropped() -> None:
+    ids = np.asarray([0, 1, 0, 2], np.int64)
+    trace = js.workloads.Workload.build(
+        "two", arrival_us=np.asarray([0, 1]), prompt_tokens=np.asarray([70, 70]), output_tokens=np.asarray([5, 5]),
+        content=ids, content_block_size=32,
+    )  # fmt: skip
+    scenario = js.load("configs/scenarios/chat.yaml", {"workload.num_requests": 8})
+    split = caching.with_block_size(trace, scenario)
+    assert split.content_block_size == 16 and split.content is not None
+    first, second = split.content[:4], split.content[4:]
+    assert first[:2].tolist() == second[:2].tolist() and not set(first[2:]) & set(second[2:])
+    off = caching.with_block_size(trace, dataclasses.replace(scenario, prefix_cache="off"))
+    assert off.content is None
+    with pytest.raises(js.errors.UserError, match="32 tokens in a cache with blocks of 24"):
+        other = dataclasses.replace(scenario, block_size=24)
+        caching.with_block_size(trace, other).to_requests(block_size=24)
