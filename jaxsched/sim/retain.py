@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from jaxsched.sim.clock import EPOCH_BITS
-from jaxsched.timing.step_time import StepTimeParams, constant_us
+from jaxsched.timing.step_time import StepTimeParams, constant_us, context_us
 
 #: A time to live of this many microseconds (9 minutes) or more cannot be told from a longer one before it is over:
 #: longer ones are kept as (epoch, us) pairs.
@@ -53,7 +53,9 @@ def reload_time_us(timing: StepTimeParams, context_tokens: Int[Array, ""]) -> In
     """Time to compute a context again, as one prefill of the step-time model (context read included)."""
     one = jnp.int32(1)
     quad = context_tokens * (context_tokens >> 6)
-    return jnp.where(context_tokens > 0, constant_us(timing, context_tokens, one, context_tokens, quad, 0 * one), 0)
+    constant = constant_us(timing, context_tokens, one, context_tokens, quad, 0 * one)
+    read = context_us(timing, timing.prefill_in_ctx * context_tokens)
+    return jnp.where(context_tokens > 0, constant + read, 0)
 
 
 def saturated_us(epoch: Int[Array, ""], us: Int[Array, ""]) -> Int[Array, ""]:

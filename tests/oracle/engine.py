@@ -245,7 +245,19 @@ class Instance:
             return math.inf
         if config.retention == "static_ttl":
             return config.ttl_us
+        if config.retention == "clair":
+            full_blocks = (request.prompt_tokens + request.output_tokens - 1) // config.block_size
+            own = max(full_blocks - request.shared_blocks, 0) * config.block_size
+            percent = 100 * own / (config.usable_blocks * config.block_size)
+            worth = self._reload_us(own) > config.clair_price * request.next_pause_us * percent
+            return request.next_pause_us if worth else 0
         return 0
+
+    def _reload_us(self, tokens: int) -> int:
+        """Time of one prefill of so many tokens."""
+        if tokens == 0:
+            return 0
+        return self.step_time(StepFeatures(tokens, tokens, 0, 0, 1, tokens, tokens, tokens * (tokens >> 6)))
 
     def _gate_is_open(self, request: Request) -> bool:
         """Whether a new program may begin: begun ones leave room, or nothing runs."""

@@ -218,6 +218,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         timeouts_us=(0, draw.choice([0, 40, 200, 2000]) * LATTICE_US) if variant.timeouts else (0, 0),
         retention=rule,  # type: ignore[arg-type]
         ttl_us=draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0,
+        clair_price=draw.choice([0.001, 0.003, 0.01]) if rule == "clair" else 0.0,
         gate_fraction=draw.choice([0.25, 0.5, 0.75, 1.0]) if "gate" in parts else 0.0,  # exact in float32
         **ORDER_CONFIG,
     )

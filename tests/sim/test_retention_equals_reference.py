@@ -29,6 +29,8 @@ VARIANTS = [
     _variant("vllm+static_ttl", "program_sticky"),
     _variant("pfcfs+preserve", "least_outstanding"),
     _variant("continuum+static_ttl", "program_sticky", block_size=8, timeouts=True),
+    _variant("vllm-async+static_ttl", "least_outstanding"),
+    _variant("pfcfs+clair", "program_sticky"),
     _variant("vllm+gate", "least_kv", thresholds=True),
     _variant("pfcfs+static_ttl+gate", "program_sticky", block_size=8),
 ]
