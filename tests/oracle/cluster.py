@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
@@ -22,7 +22,8 @@ class Result:
     stuck: list[bool]  # instances left idle with requests waiting
     smallest_gap: float  # closest ewsjf decision, relative; near 0 = float32 may decide otherwise
     end_us: int  # time of the last event, 0 if there was none
-    noted: Counter[str]  # what retention and the gate did, so that tests know that they did something
+    #: What retention and the gate did, so that tests know that they did something.
+    noted: Counter[str] = field(default_factory=Counter)
 
 
 def simulate(

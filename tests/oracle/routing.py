@@ -50,7 +50,10 @@ class Dispatcher:
         self._last_tick = [View.of(i) for i in self.instances]
 
     def route(self, row: int, home: int | None = None) -> int:
-        """Instance for the arrival of `row` (`home`: that of its previous turn); every arrival counts for round robin, rejected ones too."""
+        """Instance for the arrival of `row` (`home`: that of its previous turn).
+
+        Every arrival counts for round robin, rejected ones too.
+        """
         num = len(self.instances)
         count, self.num_routed = self.num_routed, self.num_routed + 1
         if self.config.kind == "round_robin":
