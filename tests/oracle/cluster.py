@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
@@ -143,7 +144,7 @@ class _Cluster:
         """Instance of the program's previous turn."""
         return next((self.records[r].instance for r, turn in enumerate(self.workload.next_turn) if turn == row), None)
 
-    def _context(self, row: int) -> dict[str, int]:
+    def _context(self, row: int) -> dict[str, Any]:
         """What retention needs to know of a turn (docs/semantics.md, 9)."""
         workload, turn = self.workload, self.workload.next_turn[row]
         if workload.chain is None or workload.group is None or workload.group_tokens is None:
