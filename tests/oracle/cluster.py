@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
@@ -22,7 +23,8 @@ class Result:
     stuck: list[bool]  # instances left idle with requests waiting
     smallest_gap: float  # closest ewsjf decision, relative; near 0 = float32 may decide otherwise
     end_us: int  # time of the last event, 0 if there was none
-    noted: Counter[str]  # what retention and the gate did, so that tests know that they did something
+    #: What retention and the gate did, so that tests know that they did something.
+    noted: Counter[str] = field(default_factory=Counter)
 
 
 def simulate(
@@ -142,7 +144,7 @@ class _Cluster:
         """Instance of the program's previous turn."""
         return next((self.records[r].instance for r, turn in enumerate(self.workload.next_turn) if turn == row), None)
 
-    def _context(self, row: int) -> dict[str, int]:
+    def _context(self, row: int) -> dict[str, Any]:
         """What retention needs to know of a turn (docs/semantics.md, 9)."""
         workload, turn = self.workload, self.workload.next_turn[row]
         if workload.chain is None or workload.group is None or workload.group_tokens is None:
