@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports JAX, and in the environment, so that subprocesses of tests inherit it.
@@ -36,6 +38,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def full_size(request: pytest.FixtureRequest) -> bool:
     """Whether `--full` was given: a test with a size to choose takes its full one, else a reduced one."""
     return request.config.getoption("--full")
+
+
+#: Memory maps of a process at which compiled programs are dropped. Linux allows 65,530 (vm.max_map_count), and XLA, which
+#: takes dozens for each program, crashes when it gets no more (seen after about 600 programs in one worker).
+MOST_MAPS = 30_000
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps() -> Iterator[None]:
+    """Forget compiled programs before a worker has too many; they come back from the compilation cache."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,20 +21,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Retention, Scheduler
-from jaxsched.policies.program_fcfs import CLASS
+from jaxsched.policies.program_fcfs import pinned_first
 from jaxsched.retention.ttl import best_ttl, empty_history, record, record_wait
 from jaxsched.sim.retain import FOREVER_US, PauseView, RetainHead, saturated_us
 from jaxsched.sim.static import SchedulerSpec
-from jaxsched.sim.views import QueueView
 
 SOURCE = "Li et al., Continuum: efficient and robust multi-turn LLM agent scheduling with KV cache time-to-live, 2025"
-
-
-def continuum_order(params, view: QueueView):
-    """(preempted, pinned, arrival of the program)."""
-    del params
-    group = jnp.where(view.preempted_mask, 0, jnp.where(view.pinned_mask, 1, 2))
-    return group * CLASS + view.program
 
 
 def _learned_ttl(params, known, view: PauseView):
@@ -78,7 +70,7 @@ RETENTIONS = {
     )
 }
 CONTINUUM = Scheduler(
-    SchedulerSpec("continuum", order=continuum_order, retain=LEARNED_TTL),
+    SchedulerSpec("continuum", order=pinned_first, retain=LEARNED_TTL),
     "V1 engine, program FCFS, KV of paused programs pinned for a learned time to live",
     SOURCE,
 )

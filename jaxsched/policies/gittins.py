@@ -3,7 +3,9 @@
 Rule (regime study, docs/retention.md): a context of m tokens that takes R to compute again is kept at age a while
 ``g(a) R (mean / m) > price``, where g(a) is the supremum over tau of P(return within tau) / E[min(rest, tau)] given
 age a. The law of pauses is learned online from the returns (`retention/pauses.py`), so this is no oracle. The
-policy turns it into a time to live: the first age at which the index falls to the price.
+policy turns it into a time to live: the first age at which the index falls to the price. The queue is ordered by
+(preempted, kept context, arrival of the program): a kept context that waits behind a program which cannot be admitted
+is memory that serves nobody (measured: docs/reproductions.md).
 
 Simplified: `mean_tokens` is a setting, not the mean over paused contexts; unpinned contexts are evicted in order of
 release, not of the index; the law is that known when the pause begins.
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Retention, Scheduler
-from jaxsched.policies.program_fcfs import program_order
+from jaxsched.policies.program_fcfs import pinned_first
 from jaxsched.retention.index import return_rate
 from jaxsched.retention.pauses import tables_from_history
 from jaxsched.retention.ttl import empty_history, record
@@ -46,8 +48,8 @@ GITTINS_RETENTION = Retention(
     "gittins", GITTINS_HEAD, "while the retention index exceeds the price of memory", SOURCE, dict(SETTINGS)
 )
 GITTINS = Scheduler(
-    SchedulerSpec("gittins", order=program_order, retain=GITTINS_HEAD),
-    "V1 engine, program FCFS, KV of paused programs kept by a retention index",
+    SchedulerSpec("gittins", order=pinned_first, retain=GITTINS_HEAD),
+    "V1 engine, programs with kept context first, then program FCFS; KV kept by a retention index",
     SOURCE,
     retain_params=dict(SETTINGS),
 )

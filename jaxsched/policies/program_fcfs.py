@@ -28,6 +28,13 @@ def program_order(params, view: QueueView):
     return jnp.where(view.preempted_mask, 0, CLASS) + view.program
 
 
+def pinned_first(params, view: QueueView):
+    """Preempted turns, then those whose context is pinned, then by arrival of the program."""
+    del params
+    group = jnp.where(view.preempted_mask, 0, jnp.where(view.pinned_mask, 1, 2))
+    return group * CLASS + view.program
+
+
 PROGRAM_FCFS = Scheduler(
     SchedulerSpec("pfcfs", order=program_order),
     "V1 engine, turns by arrival of their program",
