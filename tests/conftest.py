@@ -40,7 +40,7 @@ def full_size(request: pytest.FixtureRequest) -> bool:
     return request.config.getoption("--full")
 
 
-#: Memory maps of a process at which compiled programs are dropped. Linux allows 65,530 (vm.max_map_count), and XLA, which
+#: Memory maps of a process at which compiled programs are dropped. Linux allows 65,530 (vm.max_map_count); XLA, which
 #: takes dozens for each program, crashes when it gets no more (seen after about 600 programs in one worker).
 MOST_MAPS = 30_000
 
