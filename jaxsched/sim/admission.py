@@ -169,17 +169,17 @@ def admission_step(
         timeout = event.params.timeout_us[column[Col.KLASS]]
         arrived = relative_us(column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US], state.epoch)
         expired = ~dead & (timeout > 0) & (arrived + timeout <= event.now)
+    cached = event.kv.lookup(column[Col.REQUEST], known)
     displaced = dropped_early = jnp.bool_(False)
     if static.scheduler.preemptive:
         may_displace = may_displace & active & exists & (state.preempted == 0) & jnp.any(event.running_mask)
-        displaced = _displace(event, may_displace & ~expired, view, key, best, known)
+        displaced = _displace(event, may_displace & ~expired, view, key, best, known, cached)
         dropped_early = may_displace & expired  # a candidate past its deadline goes when it is considered, here too
         may |= dropped_early
         state = event.state
     active = active & ~displaced
 
     # How many tokens, and do its blocks fit?
-    cached = event.kv.lookup(column[Col.REQUEST], known)
     hit_tokens = cached.blocks * static.block_size
     tokens = known - hit_tokens
     fits = jnp.bool_(True)
@@ -326,7 +326,7 @@ def _drop(event: Event, slot, active, fresh, column, prompt) -> None:
     )
 
 
-def _displace(event: Event, active, view: QueueView, key, best, known) -> Bool[Array, ""]:
+def _displace(event: Event, active, view: QueueView, key, best, known, cached: Hit) -> Bool[Array, ""]:
     """Preemptive orders: the worst running request makes room for a strictly better waiting one.
 
     Only for one that cannot be admitted otherwise.
@@ -335,7 +335,8 @@ def _displace(event: Event, active, view: QueueView, key, best, known) -> Bool[A
     running = event.running_mask
     worst = jnp.max(jnp.where(running, key, -(2**31)))
     victim = slot_with(running & (key == worst), event.slots.order, largest=True)
-    blocked = (inst.running >= sched.max_num_seqs) | (ceil_blocks(event.static, known) > inst.free)
+    needed = ceil_blocks(event.static, known) - cached.blocks + cached.idle
+    blocked = (inst.running >= sched.max_num_seqs) | (needed > inst.free)
     displaces = active & blocked & (worst > best) & jnp.any(running)
     preempt(event, victim, displaces, memory=False)
     return displaces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -21,13 +22,13 @@ LANES = 16
 INSTANCE, SLOT = list(Instance.__dataclass_fields__), list(Slots.__dataclass_fields__)
 
 
-def busy_lane():
+def busy_lane(variant: Variant = VARIANT):
     """A lane in the middle of an episode, between two events; its instance `m` runs some requests while others wait."""
-    static = VARIANT.static()
+    static = variant.static()
     seeds = iter(range(10_000))
     while True:
-        lanes: list[Lane] = [random_lane(VARIANT, next(seeds)) for _ in range(LANES)]
-        params, requests = lane_inputs(VARIANT, lanes)
+        lanes: list[Lane] = [random_lane(variant, next(seeds)) for _ in range(LANES)]
+        params, requests = lane_inputs(variant, lanes)
         state, _ = advance_lanes(static, params, requests, start_lanes(static, params, requests))
         for i in np.nonzero(np.asarray(state.locked) < 0)[0]:
             p, r, s = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), (params, requests, state))
@@ -96,8 +97,41 @@ def test_damage_is_found(busy, name: str) -> None:
     assert int(violations(static, params, requests, damage(state, m))) & violation
 
 
+@pytest.fixture(scope="module", params=["blocks", "runs"])
+def busy_with_cache(request: pytest.FixtureRequest):
+    return busy_lane(dataclasses.replace(VARIANT, cache=request.param))
+
+
+def add_to_cache(field: str, column: int) -> Callable[[State, int], State]:
+    """One more in the first entries of a field of the cache's row."""
+
+    def damage(s: State, m: int) -> State:
+        values = getattr(s.kv, field)
+        place = (m, column) if field == "scalars" else (m, column, 0)
+        return s.replace(kv=s.kv.replace(**{field: values.at[place].add(1000)}))
+
+    return damage
+
+
+#: The first two scalars are, in both forms, the free blocks without content and the debt; the first row of `slots` is
+#: what each slot has registered.
+CACHE_DAMAGES = {
+    "a block freed twice": add_to("free", 1),
+    "free blocks without content made up": add_to_cache("scalars", 0),
+    "blocks owed that are not there": add_to_cache("scalars", 1),
+    "blocks registered that were never filled": add_to_cache("slots", 0),
+}
+
+
+@pytest.mark.parametrize("name", CACHE_DAMAGES)
+def test_damage_to_the_prefix_cache_is_found(busy_with_cache, name: str) -> None:
+    static, params, requests, state, m = busy_with_cache
+    assert int(violations(static, params, requests, state)) == 0
+    assert int(violations(static, params, requests, CACHE_DAMAGES[name](state, m))) & Violation.CACHE
+
+
 def test_every_kind_of_violation_is_provoked() -> None:
-    assert {violation for _, violation in DAMAGES.values()} == set(Violation)
+    assert {violation for _, violation in DAMAGES.values()} | {Violation.CACHE} == set(Violation)
 
 
 def test_nothing_is_checked_while_an_event_is_under_way(busy) -> None:
