@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell n=$$( { nproc || getconf _NPROCESSORS_ONLN || echo 2; } 2>/dev/null | head -n 1); echo $$(( n > 8 ? 8 : n )))
 ARGS ?=
 
-.PHONY: help setup demo test test-full lint types format bench smoke ci clean
+.PHONY: help setup demo test test-full test-newest lint types format bench smoke ci clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,16 @@ test: setup ## run all tests, slow ones at reduced size (ARGS="-k name" narrows)
 
 test-full: setup ## run all tests at full size (tens of minutes)
 	@"$(BIN)/python" -m pytest -n $(JOBS) --dist worksteal --full $(ARGS)
+
+# What another Python, NumPy or JAX could change: parsing and printing, device arithmetic, tracing, compiled decisions.
+# Statistics of workloads, random clusters in number and queueing theory are left to `test`.
+NEWEST := tests/config tests/report tests/timing \
+	$(addprefix tests/test_,cli.py rollout.py slots.py stats.py verify.py verify_input.py xla.py) \
+	$(addprefix tests/sim/test_,golden_episodes.py machine_is_pure.py machine_time.py machine_equals_reference.py) \
+	$(addprefix tests/workloads/test_,keyed.py laws.py readers.py table.py sharing.py)
+
+test-newest: setup ## run the tests that another Python or JAX could break (PYTHON=python3.12 VENV=.venv-new)
+	@"$(BIN)/python" -m pytest -n $(JOBS) --dist worksteal -m "not slow or newest" $(NEWEST) $(ARGS)
 
 lint: setup ## ruff: rules and format
 	@"$(BIN)/ruff" check .

@@ -110,7 +110,7 @@ def _timed(options, scenario, static, lanes, devices: int):
     from jaxsched.sim.state import Count, Flag
 
     num_lanes, instances = len(lanes.first_program), scenario.num_instances
-    start, chunk = r._programs(static, r._freeze(lanes.param_axes), r._freeze(lanes.request_axes), devices)
+    start, chunk = r.programs(static, lanes, devices)
     params, requests = lanes.params, lanes.requests
     if devices > 1:
         params = r._place(params, lanes.param_axes, devices)

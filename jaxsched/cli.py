@@ -107,7 +107,10 @@ def _run(arguments: list[str]) -> int:
 
 
 def configure_jax() -> None:
-    """Before JAX starts: a CPU device per core (XLA uses one core per device), compilations cached across processes."""
+    """Before JAX starts: a CPU device per core (XLA uses one core per device), fast loops, a cache of compilations."""
+    from jaxsched.xla import ask_for_native_loops
+
+    ask_for_native_loops(os.environ)
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -29,6 +29,7 @@ from jaxsched.sim.state import Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.slots import first_slots
 from jaxsched.workloads import Preset, Workload
+from jaxsched.xla import compiler_options, loop_is_native
 
 #: Micro-steps between two snapshots, and snapshots per call of the compiled program.
 SNAPSHOT_STRIDE = 64
@@ -159,7 +160,7 @@ def with_first_slots(static: SimStatic, scenario: Scenario, requests: Requests, 
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_devices: int):
+def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_devices: int, native_loop: bool):
     """Compiled start and chunk programs. Axes come as (treedef, leaves) so that they can be cached on."""
     params_in = jax.tree.unflatten(*param_axes)
     requests_in = jax.tree.unflatten(*request_axes)
@@ -187,16 +188,13 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
         sharded = functools.partial(jax.shard_map, mesh=mesh, out_specs=lanes, check_vma=False)
         start = sharded(start, in_specs=(spec(params_in), spec(requests_in), lanes, lanes, lanes))
         chunk = sharded(chunk, in_specs=(spec(params_in), spec(requests_in), lanes))
-    return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options())
+    return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options(native_loop))
 
 
-def compiler_options() -> dict[str, str]:
-    """XLA options of the machine's programs.
-
-    XLA:CPU splits every reduction of more than 32 elements in two kernels for the sake of float accuracy; ours are
-    integers. Without that pass a micro-step takes 22-28 % less time (docs/decisions/0002-cpu-cost-of-a-micro-step.md).
-    """
-    return {"xla_disable_hlo_passes": "tree_reduction_rewriter"} if jax.default_backend() == "cpu" else {}
+def programs(static: SimStatic, lanes: Lanes, num_devices: int):
+    """Compiled start and chunk programs of lanes that divide over the devices."""
+    native = loop_is_native(static, len(lanes.first_program) // num_devices)
+    return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native)
 
 
 def _shifted(static: SimStatic, state: State, us):
@@ -258,7 +256,7 @@ def _run_once(
     static: SimStatic, lanes: Lanes, devices: int, num_lanes: int, show: Callable[[int], None]
 ) -> tuple[State, Trajectory] | SimStatic:
     """`run_lanes` with tables as `static` has them, or larger ones to try again with once a lane is short of room."""
-    start, chunk = _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), devices)
+    start, chunk = programs(static, lanes, devices)
     epoch, us = split_us(lanes.start_us)
     params, requests = lanes.params, lanes.requests
     state = start(params, requests, jnp.asarray(lanes.first_program, jnp.int32), jnp.asarray(epoch), jnp.asarray(us))

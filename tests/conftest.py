@@ -17,8 +17,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
-import jax
-import pytest
+from jaxsched.xla import ask_for_native_loops
+
+ask_for_native_loops(os.environ)  # as the command line does
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # The same again through JAX: a plugin may have imported it, and so read the environment, before this file ran.
 for option in ("jax_platforms", "jax_compilation_cache_dir"):

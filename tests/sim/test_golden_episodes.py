@@ -56,6 +56,7 @@ def test_the_hand_worked_episodes_are_found() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 @pytest.mark.parametrize(("module", "name", "arguments"), EPISODES)
 def test_the_machine_gives_the_hand_worked_numbers(
     module: Any, name: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -85,6 +86,7 @@ CONTENDED = Workload.simple(
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_eleven_schedulers_serve_one_workload_in_eleven_ways_each_like_the_reference() -> None:
     lives = {}
     by_program = ("arrival", "pfcfs", "continuum")  # FCFS where every program has one turn

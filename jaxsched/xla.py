@@ -1,0 +1,75 @@
+"""How XLA compiles the machine on a CPU. Speed only: results are the same bits (docs/decisions/0002).
+
+Imported before JAX starts, so JAX is imported inside functions here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxsched.sim.static import SimStatic
+
+#: Lanes per device up to which every machine's loop is one native function (`loop_is_native`).
+NATIVE_LOOP_LANES = 16
+
+#: XLA:CPU compiles a loop that touches fewer bytes than this to one native function, and any other to a list of kernels
+#: called one by one, which for the machine's loop takes longer than the work inside (XLA: SmallWhileLoopHoistingPass).
+_LOOP_OPTION = "xla_cpu_small_while_loop_byte_threshold"
+_ANY_LOOP = 10**18
+
+
+def ask_for_native_loops(environ: MutableMapping[str, str]) -> None:
+    """Put the flag for it into ``XLA_FLAGS``, which XLA reads when JAX starts; it cannot be given per program.
+
+    Leaves alone what the user has set: extra options of their own, or a file of flags.
+    """
+    flags = environ.get("XLA_FLAGS", "")
+    if "xla_backend_extra_options" in flags or (flags.strip() and not flags.lstrip().startswith("--")):
+        return
+    environ["XLA_FLAGS"] = f"{flags} --xla_backend_extra_options={_LOOP_OPTION}={_ANY_LOOP}".strip()
+
+
+def loop_is_native(static: SimStatic, lanes_per_device: int) -> bool:
+    """Whether the machine's loop had better be one native function on a CPU (measured: docs/decisions/0002).
+
+    With many lanes a kernel's call hardly counts, and V1 with runs is vectorised better kernel by kernel.
+    """
+    return lanes_per_device <= NATIVE_LOOP_LANES or static.scheduler.family != "v1" or static.run_steps == 1
+
+
+def compiler_options(native_loop: bool) -> dict[str, str | bool]:
+    """XLA options of the machine's programs, with their loop as one native function if asked for and possible.
+
+    XLA:CPU splits every reduction of more than 32 elements in two kernels for the sake of float accuracy; ours are
+    integers. Without that pass a micro-step takes 22-28 % less time.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return {}
+    integers: dict[str, str | bool] = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
+    return integers | (_native_loop_options() if native_loop else {})
+
+
+@functools.cache
+def _native_loop_options() -> dict[str, str | bool]:
+    """What makes the machine's loop fit to become a native function, where XLA has been asked for those.
+
+    XLA's newer fusion emitters keep scatters, which rule it out; the older ones turn them into loops, but are slower
+    without. JAX 0.11 and later have only the newer ones.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def count_to_nine(x):
+        return jax.lax.fori_loop(0, 9, lambda _, y: y + 1, x)
+
+    options: dict[str, str | bool] = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        program = jax.jit(count_to_nine).lower(jnp.zeros(1 << 20, jnp.int32)).compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError:  # no such option
+        return {}
+    return options if "xla_cpu_small_call" in (program.as_text() or "") else {}
