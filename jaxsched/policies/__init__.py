@@ -12,6 +12,7 @@ from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
 from jaxsched.policies.ewsjf import EWSJF
 from jaxsched.policies.gittins import GITTINS, GITTINS_RETENTION
 from jaxsched.policies.mlfq import MLFQ
+from jaxsched.policies.offload import OFFLOAD, Offload
 from jaxsched.policies.orca import ORCA
 from jaxsched.policies.program_fcfs import PROGRAM_FCFS, arrival_order
 from jaxsched.policies.routers import ROUTERS
@@ -33,6 +34,8 @@ DEFAULT_ROUTER = "least_outstanding"
 #: Retention rules that go with any scheduler of the V1 engine: ``get("pfcfs+ttl")``.
 RETENTIONS: dict[str, Retention] = {**CONTINUUM_RETENTIONS, GITTINS_RETENTION.name: GITTINS_RETENTION}
 GATE = "gate"
+#: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
+OFFLOADS: dict[str, Offload] = {OFFLOAD.name: OFFLOAD}
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -65,13 +68,13 @@ def split_name(name: str) -> tuple[str, str]:
 def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = None, **params: float) -> Policy:
     """A policy from a scheduler and a router of the catalogue, with parameters overridden.
 
-    `scheduler` may carry a retention rule and the gate: ``"pfcfs+ttl"``, ``"gittins+gate"``, ``"continuum+gate"``.
+    `scheduler` may carry a retention rule, the gate and an offload rule: ``"pfcfs+ttl"``, ``"gittins+gate+offload"``.
     """
     first, *parts = scheduler.split("+")
     chosen = _lookup(SCHEDULERS, first, "policy")
     for part in parts:
-        if part not in (*RETENTIONS, GATE):
-            _lookup({**RETENTIONS, GATE: None, **ROUTERS}, part, "part of a policy")
+        if part not in (*RETENTIONS, GATE, *OFFLOADS):
+            _lookup({**RETENTIONS, GATE: None, **OFFLOADS, **ROUTERS}, part, "part of a policy")
         chosen = _with_part(chosen, part)
     policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))
     return policy.with_params(**params) if params else policy
@@ -88,12 +91,22 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", order=spec.order or arrival_order)
     if part == GATE:
         return dataclasses.replace(scheduler, spec=dataclasses.replace(spec, gate=True))
+    if part in OFFLOADS:
+        if spec.asynchronous:
+            raise UserError(
+                f"{spec.name}: memory tiers go with synchronous stepping only",
+                expected="a synchronous scheduler of the V1 engine, e.g. vllm or continuum",
+            )
+        spill = OFFLOADS[part]
+        spec = dataclasses.replace(spec, offload=spill.rule)
+        return dataclasses.replace(scheduler, spec=spec, tier_params={**scheduler.tier_params, **spill.params})
     rule = RETENTIONS[part]
     spec = dataclasses.replace(spec, retain=rule.head)
     return dataclasses.replace(scheduler, spec=spec, retain_params=dict(rule.params))
 
 
 __all__ = [
+    "OFFLOADS",
     "PARAMETERS",
     "RETENTIONS",
     "ROUTERS",

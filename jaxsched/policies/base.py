@@ -36,6 +36,7 @@ class Scheduler:
     defaults: dict[str, float] = dataclasses.field(default_factory=dict)  # over those of the V1 engine
     order_params: dict[str, int] = dataclasses.field(default_factory=dict)  # of the order head, in its order
     retain_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the retention head, in its order
+    tier_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `TIER_SETTINGS`, if it offloads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
 
 
@@ -89,7 +90,7 @@ class Policy:
         return {**V1_DEFAULTS, **self.scheduler.defaults, **self._head_params(), **dict(self.overrides)}
 
     def _head_params(self) -> dict[str, float]:
-        return {**self.scheduler.order_params, **self.scheduler.retain_params}
+        return {**self.scheduler.order_params, **self.scheduler.retain_params, **self.scheduler.tier_params}
 
     def with_params(self, **overrides: float) -> Policy:
         """The same policy with some parameters set; unknown names are refused."""

@@ -28,6 +28,7 @@ from jaxsched.sim.state import (
     max_column_writes,
 )
 from jaxsched.sim.static import SimStatic
+from jaxsched.sim.tiers import Tiers
 
 WRAP_MASK = 2**31 - 1
 
@@ -107,6 +108,7 @@ class Event:
     slots: Slots
     inst: Instance
     kv: KvCache
+    below: Tiers | None = None  # host memory and the remote pool, as this instance sees them
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
     writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
 
@@ -121,6 +123,7 @@ class Event:
             Slots(*(rows[i] for i in range(rows.shape[0]))),
             Instance(*(scalars[i] for i in range(scalars.shape[0]))),
             load_cache(static, requests, state, m),
+            Tiers(static, params, state.tiers, m) if static.tiered else None,
             {} if static.trace else None,
         )  # fmt: skip
 
@@ -141,6 +144,9 @@ class Event:
         if self.static.prefix_cache == "runs":
             flags |= jnp.where(self.kv.copies, int(Flag.CACHE_COPIES), 0)
             flags |= jnp.where(self.kv.overflow, int(Flag.CACHE_ENTRIES), 0)
+        if self.static.tiered:
+            flags |= jnp.where(self.tiers.overflow, int(Flag.CACHE_ENTRIES), 0)
+            self.state = self.state.replace(tiers=self.tiers.store(self.state.tiers))
         return self.state.replace(
             flags=flags,
             kv=self.kv.store(self.state.kv),
@@ -155,6 +161,12 @@ class Event:
         """The cache as chains of runs (retention policies have no other)."""
         assert isinstance(self.kv, RunTable)
         return self.kv
+
+    @property
+    def tiers(self) -> Tiers:
+        """The tiers below HBM (only where `static.tiered`)."""
+        assert self.below is not None
+        return self.below
 
     @property
     def index(self) -> jax.Array:

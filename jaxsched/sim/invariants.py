@@ -98,7 +98,8 @@ def _cache(static: SimStatic, params: SimParams, state: State, instance, slots, 
     else:
         used = state.kv.runs[:, runs.CHAIN] != runs.UNUSED
         length = state.kv.runs[:, runs.HIGH] - state.kv.runs[:, runs.LOW]
-        idle = jnp.sum(jnp.where(used, length, 0), axis=1)
+        is_idle = used & (state.kv.runs[:, runs.COPYING] == runs.NO_COPY) if static.tiered else used
+        idle = jnp.sum(jnp.where(is_idle, length, 0), axis=1)
         unhashed, debt = state.kv.scalars[:, runs.UNHASHED], state.kv.scalars[:, runs.DEBT]
         twice = jnp.any(used & (length <= 0))
     free = unhashed + idle - debt

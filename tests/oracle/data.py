@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tests.oracle.tiers import TierConfig
+
 Token = tuple[Any, int]  # (stream, offset): two tokens are the same token iff the pairs are equal
 StepLog = dict[str, Any]  # one line of a recording's steps.jsonl
 Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negative integer
@@ -48,10 +50,13 @@ class EngineConfig:
     ttl_us: int = 0  # of static_ttl
     clair_price: float = 0.01
     gate_fraction: float = 0.0  # of the pool; 0 = no gate
+    tiers: TierConfig | None = None  # host memory and a remote pool for contexts
 
     def __post_init__(self) -> None:
         if (self.retention or self.gate_fraction) and not self.prefix_caching:
             raise ValueError("retention and the gate need the prefix cache")
+        if self.tiers is not None and (not self.prefix_caching or self.asynchronous or self.order == "fcfs"):
+            raise ValueError("memory tiers need the prefix cache, an ordered queue and synchronous stepping")
         if self.kind != "vllm" and (self.asynchronous or self.prefix_caching or self.order != "fcfs"):
             raise ValueError(f"kind {self.kind!r} is synchronous, fcfs and without a prefix cache")
 
@@ -159,6 +164,7 @@ class Request:
     program: int = -1  # row of the program's first turn
     next_on_chain: int = -1  # row of the next turn if that goes on with this one's content
     next_pause_us: int = 0  # the pause before it: for `clair` only
+    chain: int = -1  # identity of the turn's own content
     shared_blocks: int = 0  # full blocks of the prefix shared with other programs: not the program's own
     computed: int = 0  # tokens whose KV exists or is scheduled
     delivered: int = 0  # output tokens processed

@@ -21,8 +21,10 @@ from jaxsched.sim.build import make_static
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
+from jaxsched.sim.tiers import LinkParams, TierParams
 from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
 from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
+from tests.oracle.tiers import LinkConfig, TierConfig
 from tests.sim.harness import to_requests
 
 LATTICE_US = 1000
@@ -95,6 +97,7 @@ class Variant:
     delay: bool = False
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
+    tiers: bool = False  # host memory and, in some lanes, a remote pool; needs "+offload"
     size: Size = MEDIUM
 
     @property
@@ -153,6 +156,8 @@ class Variant:
             max_blocks=self.max_blocks if self.cache != "none" else 0,
             max_run_steps=max_run_steps,
             record=True,
+            host_tier=self.tiers,
+            remote_tier=self.tiers,
         )
         return dataclasses.replace(static, ordered_budget=static.ordered_budget or self.thresholds)
 
@@ -184,7 +189,7 @@ def random_lane(variant: Variant, seed: int) -> Lane:
 def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> EngineConfig:
     kind, order, asynchronous = ENGINES[variant.base]
     parts = variant.parts
-    rule = next((part for part in parts if part != "gate"), "")
+    rule = next((part for part in parts if part not in ("gate", "offload")), "")
     if parts and order == "fcfs":
         order = "arrival"  # a queue that pins and the gate can look into
     size = variant.size
@@ -220,7 +225,48 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         ttl_us=draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0,
         clair_price=draw.choice([0.001, 0.003, 0.01]) if rule == "clair" else 0.0,
         gate_fraction=draw.choice([0.25, 0.5, 0.75, 1.0]) if "gate" in parts else 0.0,  # exact in float32
+        tiers=_random_tiers(variant, draw, on_lattice) if variant.tiers else None,
         **ORDER_CONFIG,
+    )
+
+
+def _random_tiers(variant: Variant, draw: random.Random, on_lattice: bool) -> TierConfig:
+    """Links from much faster to much slower than recomputation; hosts from nothing to more than all contexts."""
+
+    def link() -> LinkConfig:
+        grid = LATTICE_US if on_lattice else 1
+        block_us, launch_us = (draw.choice([0, 20, 700, 9_000]) // grid * grid for _ in range(2))
+        fraction = 0 if on_lattice else draw.randrange(1024)
+        return LinkConfig(block_us, fraction, launch_us, draw.choice([1, 4, 64]))
+
+    pool = max(variant.size.usable_tokens) // variant.block_size
+    overlap = draw.random() < 0.6
+    return TierConfig(
+        host_blocks=draw.choice([0, pool // 8, pool // 3, pool, 4 * pool]),
+        remote_blocks=draw.choice([0, 0, pool // 2, 8 * pool]),
+        host_out=link(),
+        host_in=link(),
+        remote_out=link(),
+        remote_in=link(),
+        overlap=overlap,
+        keep_copy=draw.random() < 0.7,
+        on_pause=draw.random() < 0.8,
+        on_preempt=draw.random() < 0.7,
+    )
+
+
+def tier_params(tiers: TierConfig) -> TierParams:
+    """As the machine takes them (NumPy)."""
+
+    def link(config: LinkConfig | None) -> LinkParams:
+        assert config is not None
+        return LinkParams(**{name: np.int32(value) for name, value in dataclasses.asdict(config).items()})
+
+    links = ("host_out", "host_in", "remote_out", "remote_in")
+    numbers = ("host_blocks", "remote_blocks", "overlap", "keep_copy", "on_pause", "on_preempt")
+    return TierParams(
+        **{name: link(getattr(tiers, name)) for name in links},
+        **{name: np.int32(getattr(tiers, name)) for name in numbers},
     )
 
 
@@ -338,6 +384,9 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
         seed=column([lane.router.seed for lane in lanes]),
         timeout_us=column([engine.timeouts_us for engine in engines]),
     )
+    if variant.tiers:
+        tiers = [tier_params(engine.tiers) for engine in engines if engine.tiers is not None]
+        params = params.replace(tiers=jax.tree.map(lambda *leaves: np.stack(leaves), *tiers))
     blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
     tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)

@@ -26,11 +26,15 @@ from jaxsched.sim.static import SimStatic
 UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
 #: Rows of `runs`.
 CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
+#: ... and with memory tiers: end of the copy that needs the run (relative to the epoch), 1 while it comes into HBM.
+COPYING, LOADING = 9, 10
 #: Rows of `slots`.
 REGISTERED, OWN, GROUP, GROUP_BLOCKS = range(4)
 #: Columns of `scalars`.
 UNHASHED, DEBT, CLOCK, AHEAD = range(4)
-NUM_FIELDS = 9
+NUM_FIELDS, NUM_TIER_FIELDS = 9, 2
+#: `COPYING` of a run that no copy needs.
+NO_COPY = -(2**31)
 #: Eviction key of pinned runs: behind all stamps, the latest program first.
 PINNED_KEY = 2**30
 MOST_PROGRAMS = 2**28
@@ -41,16 +45,18 @@ class RunTableState(struct.PyTreeNode):
 
     #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
     #: turn (-1: none), program (row of its first turn), end of its time to live (epoch, us), 1 while pinned.
-    runs: Int[Array, "m 9 r"]
+    #: With memory tiers two more, see `COPYING`.
+    runs: Int[Array, "m f r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
 
 
 def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     """An empty cache."""
-    m = static.num_instances
+    m, fields = static.num_instances, NUM_FIELDS + (NUM_TIER_FIELDS if static.tiered else 0)
+    runs = jnp.zeros((m, fields, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED)
     return RunTableState(
-        runs=jnp.zeros((m, NUM_FIELDS, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED),
+        runs=runs.at[:, COPYING].set(NO_COPY) if static.tiered else runs,
         slots=jnp.zeros((m, 4, static.num_slots), jnp.int32).at[:, OWN].set(UNUSED),
         scalars=jnp.zeros((m, 4), jnp.int32).at[:, UNHASHED].set(params.usable_blocks),
     )
@@ -63,6 +69,8 @@ class RunTable(KvCache):
         self._static, self._requests, self._m = static, requests, m
         self.chain, self.low, self.high, self.stamp = (runs[i] for i in range(4))
         self.next, self.program, self.due_epoch, self.due_us, self.pinned = (runs[i] for i in range(4, NUM_FIELDS))
+        if static.tiered:
+            self.copying, self.loading = runs[COPYING], runs[LOADING]
         self.registered, self.own, self.group, self.group_blocks = (slots[i] for i in range(4))
         self.unhashed, self.debt, self.clock, self.ahead = (scalars[i] for i in range(4))
         self.copies = self.overflow = jnp.bool_(False)
@@ -78,6 +86,7 @@ class RunTable(KvCache):
         runs = jnp.stack([
             self.chain, self.low, self.high, self.stamp,
             self.next, self.program, self.due_epoch, self.due_us, self.pinned,
+            *([self.copying, self.loading] if self._static.tiered else []),
         ])  # fmt: skip
         slots = jnp.stack([self.registered, self.own, self.group, self.group_blocks])
         scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.ahead])
@@ -91,9 +100,11 @@ class RunTable(KvCache):
     def settle(self) -> None:
         """Evict from the ends of the longest released runs; of pinned ones last, the latest program first."""
         used, owed = self.chain != UNUSED, self.debt
+        if self._static.tiered:
+            used &= self.copying == NO_COPY
         length = jnp.where(used, self.high - self.low, 0)
         key = self.stamp
-        if self._static.retains:
+        if self._static.pins:
             key = jnp.where(self.pinned > 0, PINNED_KEY + MOST_PROGRAMS - self.program, key)
 
         def unsettled(bounds: tuple[Array, Array]) -> Array:
@@ -119,12 +130,14 @@ class RunTable(KvCache):
 
     # -- pins ----------------------------------------------------------------------------------------------------------
 
-    def refresh_pins(self, active: Bool[Array, ""], epoch: Array, now: Array, waiting: Bool[Array, " s"], rows: Array):
+    def refresh_pins(
+        self, active: Bool[Array, ""], epoch: Array, now: Array, waiting: Bool[Array, " s"], rows: Array
+    ) -> None:
         """At the start of a schedule() call: which runs are pinned.
 
         A pin holds until its time is over, and on while the program's next turn waits (`rows` of the `waiting` slots).
+        Debts have been paid, by the pins as they were.
         """
-        self.settle()  # what was owed is paid by the pins as they were
         due = (self.due_epoch > epoch) | ((self.due_epoch == epoch) & (self.due_us >= now))
         waits = jnp.any((self.next[:, None] == rows[None, :]) & waiting[None, :], axis=1)
         pinned = (self.chain != UNUSED) & (self.next >= 0) & (due | (waits & (self.pinned > 0)))
@@ -132,7 +145,10 @@ class RunTable(KvCache):
 
     def pinned_blocks(self) -> Int[Array, ""]:
         """Idle blocks that are pinned."""
-        return jnp.sum(jnp.where(self.pinned > 0, self.high - self.low, 0))
+        pinned = self.pinned > 0
+        if self._static.tiered:
+            pinned &= ~self.in_copy
+        return jnp.sum(jnp.where(pinned, self.high - self.low, 0))
 
     def next_expiry(self, epoch: Array, us: Array) -> Int[Array, ""]:
         """Time of the next end of a pin, in us since the start of `epoch` (2^31 - 1: none in it or the next)."""
@@ -156,6 +172,68 @@ class RunTable(KvCache):
     def is_pinned(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
         """Whether the context of each of these turns is pinned here."""
         return jnp.any((self.next[None, :] == rows[:, None]) & (self.pinned > 0)[None, :], axis=1)
+
+    # -- copies under way (sim/tiers.py) -------------------------------------------------------------------------------
+
+    @property
+    def in_copy(self) -> Bool[Array, " r"]:
+        """Runs that a copy needs: their blocks are not free until it ends."""
+        return (self.chain != UNUSED) & (self.copying != NO_COPY)
+
+    def end_copies(self, ended: Bool[Array, " r"]) -> Int[Array, ""]:
+        """These copies are over (debts are paid): returns how many blocks are free now."""
+        ended &= self.in_copy
+        self.copying = jnp.where(ended, NO_COPY, self.copying)
+        self.loading = jnp.where(ended, 0, self.loading)
+        return jnp.sum(jnp.where(ended, self.high - self.low, 0))
+
+    def last_copy(self) -> Int[Array, ""]:
+        """End of the last copy under way."""
+        return jnp.max(jnp.where(self.in_copy, self.copying, NO_COPY))
+
+    def next_copy(self) -> Int[Array, ""]:
+        """End of the next copy under way; `NEVER_US` if there is none."""
+        return jnp.min(jnp.where(self.in_copy, self.copying, NEVER_US))
+
+    def leaving_blocks(self) -> Int[Array, ""]:
+        """Blocks that will be free when the copies out of HBM have ended."""
+        return jnp.sum(jnp.where(self.in_copy & (self.loading == 0), self.high - self.low, 0))
+
+    def is_loading(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
+        """Whether the context of each of these turns is on its way into HBM."""
+        return jnp.any((self.next[None, :] == rows[:, None]) & (self.in_copy & (self.loading > 0))[None, :], axis=1)
+
+    def own_run(self, slot: Int[Array, ""]) -> tuple[Array, Array, Array]:
+        """Chain, first block and end of what `release` of a slot would let go of the own chain."""
+        here = jnp.arange(self.registered.shape[0]) == slot
+        pick = lambda field: jnp.sum(jnp.where(here, field, 0))
+        return pick(self.own), pick(self.group_blocks), pick(self.registered)
+
+    def begin_load(
+        self, active: Bool[Array, ""], row: Int[Array, ""], hit: Hit, blocks: Int[Array, ""], end: Int[Array, ""]
+    ) -> Int[Array, ""]:
+        """`blocks` more of a row's own chain come into HBM behind what was found there, which stays until the end.
+
+        The whole is pinned for the row. Returns how many blocks are no longer free.
+        """
+        own, group, group_blocks, _ = hit.where
+        is_own = (self.chain == own) & active
+        found = is_own | ((self.chain == group) & (group_blocks > 0) & active)
+        held = jnp.sum(jnp.where(found & ~self.in_copy, self.high - self.low, 0))
+        self.copying = jnp.where(found, jnp.maximum(self.copying, end), self.copying)
+        self.take(jnp.where(active, blocks, 0))
+        self.settle()
+        high = hit.blocks + blocks
+        pin = Pin(row, self._requests.program[row], jnp.int32(-1), jnp.int32(0))
+        extends = jnp.any(is_own)
+        self._append(active & ~extends, own, group_blocks, high, self.clock, pin, end)
+        mine = (self.chain == own) & active
+        self.high, self.stamp = jnp.where(mine, high, self.high), jnp.where(mine, self.clock, self.stamp)
+        self.next, self.program = jnp.where(mine, pin.next, self.next), jnp.where(mine, pin.program, self.program)
+        self.due_epoch = jnp.where(mine, pin.due_epoch, self.due_epoch)
+        self.pinned, self.loading = jnp.where(mine, 1, self.pinned), jnp.where(mine, 1, self.loading)
+        self.clock = self.clock + 2 * active
+        return held + jnp.where(active, blocks, 0)
 
     def _drop_empty(self) -> None:
         self.chain = jnp.where(self.low >= self.high, UNUSED, self.chain)
@@ -192,10 +270,18 @@ class RunTable(KvCache):
         return jnp.max(jnp.where(same, jnp.minimum(self.registered, self.group_blocks), 0))
 
     def release(
-        self, slot: Int[Array, ""], active: Bool[Array, ""], held: Int[Array, ""], pin: Pin | None = None
+        self,
+        slot: Int[Array, ""],
+        active: Bool[Array, ""],
+        held: Int[Array, ""],
+        pin: Pin | None = None,
+        copying: Int[Array, ""] | None = None,
     ) -> Int[Array, ""]:
-        """A run of the own chain, then (so: evicted after it) one of the group's blocks that nobody else holds."""
-        if self._static.retains:
+        """A run of the own chain, then (so: evicted after it) one of the group's blocks that nobody else holds.
+
+        `copying`: until when a copy needs the own run (`NO_COPY`: none), whose blocks are not free before.
+        """
+        if self._static.pins:
             self.settle()  # what is let go now comes before pinned blocks, but not for what was taken before
         index = jnp.arange(self.registered.shape[0])
         here = index == slot
@@ -206,17 +292,26 @@ class RunTable(KvCache):
         low = self._held_of_group(group, ~here)
         low = jnp.minimum(low, jnp.minimum(registered, group_blocks))
         shared_end = jnp.minimum(registered, group_blocks)
-        self._append(active & (own_blocks > 0), own, group_blocks, registered, self.clock, pin)
+        self._append(active & (own_blocks > 0), own, group_blocks, registered, self.clock, pin, copying)
         self._append(active & (shared_end > low), group, low, shared_end, self.clock + 1)
         self.clock = self.clock + 2 * active
         plain = jnp.where(active, held, 0) - registered
         self.unhashed = self.unhashed + plain
         self.registered = jnp.where(here & active, 0, self.registered)
         self.own = jnp.where(here & active, UNUSED, self.own)
+        if copying is not None:
+            own_blocks = jnp.where(copying == NO_COPY, own_blocks, 0)
         return plain + own_blocks + jnp.where(active, shared_end - low, 0)
 
     def _append(
-        self, active: Bool[Array, ""], chain: Array, low: Array, high: Array, stamp: Array, pin: Pin | None = None
+        self,
+        active: Bool[Array, ""],
+        chain: Array,
+        low: Array,
+        high: Array,
+        stamp: Array,
+        pin: Pin | None = None,
+        copying: Array | None = None,
     ) -> None:
         index = jnp.arange(self.chain.shape[0], dtype=jnp.int32)
         place = jnp.min(jnp.where(self.chain == UNUSED, index, self.chain.shape[0]))
@@ -225,7 +320,10 @@ class RunTable(KvCache):
         self.chain = jnp.where(here, chain, self.chain)
         self.low, self.high = jnp.where(here, low, self.low), jnp.where(here, high, self.high)
         self.stamp = jnp.where(here, stamp, self.stamp)
-        if not (self._static.retains or self._static.gated):
+        if self._static.tiered:
+            self.copying = jnp.where(here, NO_COPY if copying is None else copying, self.copying)
+            self.loading = jnp.where(here, 0, self.loading)
+        if not (self._static.pins or self._static.gated):
             return
         pin = pin or Pin(jnp.int32(-1), jnp.int32(0), jnp.int32(0), jnp.int32(0))
         self.next, self.program = jnp.where(here, pin.next, self.next), jnp.where(here, pin.program, self.program)
@@ -253,13 +351,18 @@ class RunTable(KvCache):
         resident = jnp.where((own_high > 0) & (group_high == group_blocks), own_high, group_high)
         blocks = jnp.minimum(resident, (known - 1) // self._static.block_size)
         overlap = jnp.maximum(jnp.minimum(self.high, blocks) - self.low, 0)
-        idle = jnp.sum(jnp.where(is_own | is_group, overlap, 0))
+        found = is_own | is_group
+        copying: Array | int = 0
+        if self._static.tiered:
+            copying = jnp.sum(jnp.where(found & self.in_copy, overlap, 0))
+            overlap = jnp.where(self.in_copy, 0, overlap)
+        idle = jnp.sum(jnp.where(found, overlap, 0))
         unfinished = running & (self.group == group) & (self.registered < self.group_blocks)
         copies = jnp.maximum(own_high, resident) > blocks
         copies |= (group_blocks > 0) & (blocks < group_blocks) & jnp.any(unfinished)
         copies |= jnp.any(running & (self.own == own))
-        pinned = jnp.sum(jnp.where((is_own | is_group) & (self.pinned > 0), overlap, 0))
-        return Hit(blocks, idle, (own, group, group_blocks, copies), pinned)
+        pinned = jnp.sum(jnp.where(found & (self.pinned > 0), overlap, 0))
+        return Hit(blocks, idle, (own, group, group_blocks, copies), pinned, copying)
 
     def admit(
         self, slot: Int[Array, ""], active: Bool[Array, ""], row: Int[Array, ""], hit: Hit, new_blocks: Int[Array, ""]
@@ -270,7 +373,7 @@ class RunTable(KvCache):
         mine = active & ((self.chain == own) | ((self.chain == group) & (group_blocks > 0)))
         self.low = jnp.where(mine, jnp.maximum(self.low, jnp.minimum(self.high, hit.blocks)), self.low)
         self._drop_empty()
-        if self._static.retains or self._static.gated:  # the program has gone on: what is left of its past is garbage
+        if self._static.pins or self._static.gated:  # the program has gone on: what is left of its past is garbage
             self.next = jnp.where(active & (self.program == self._requests.program[row]), -1, self.next)
             self.pinned = jnp.where(self.next < 0, 0, self.pinned)
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
