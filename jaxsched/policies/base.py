@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsched.errors import UserError
 from jaxsched.sim.params import SchedulerParams
-from jaxsched.sim.retain import RetainHead
+from jaxsched.sim.retain import OffloadRule, RetainHead
 from jaxsched.sim.static import RouteHead, SchedulerSpec
 
 #: Names a scheduler's parameters may have, and what each means. `FRACTIONS` are fractions of the pool.
@@ -49,6 +49,7 @@ class Retention:
     summary: str
     source: str
     params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the head, in its order
+    offload: OffloadRule | None = None  # it also decides what is copied to host memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,10 @@ def queue_view(event: Event) -> QueueView:
     static, slots, columns = event.static, event.slots, event.columns()
     row = columns[:, Col.REQUEST]
     program = event.requests.program[row]
+    now_epoch, now_us = event.stamp(event.now)
     return QueueView(
+        now_epoch=now_epoch,
+        now_us=now_us,
         row=row,
         program=program,
         first_turn_mask=program == row,

@@ -7,6 +7,7 @@ Nothing here survives the trace, so the micro-step as a whole stays a pure funct
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,10 @@ class Event:
     inst: Instance
     kv: KvCache
     below: Tiers | None = None  # host memory and the remote pool, as this instance sees them
+    # What `sim/offload.py` does at the end of the micro-step.
+    releases: list = dataclasses.field(default_factory=list)
+    candidate: Any = None
+    waits_for_copies: Any = False
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
     writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
 
@@ -124,7 +129,7 @@ class Event:
             Instance(*(scalars[i] for i in range(scalars.shape[0]))),
             load_cache(static, requests, state, m),
             Tiers(static, params, state.tiers, m) if static.tiered else None,
-            {} if static.trace else None,
+            trace={} if static.trace else None,
         )  # fmt: skip
 
     def store(self) -> State:

@@ -132,7 +132,8 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     event.note(finished=jnp.where(is_finish, column[Col.REQUEST], -1), left=jnp.where(here, column[Col.REQUEST], -1))
     event.note(leaving=active, free_left=inst.free)
     pause_program(event, column, is_finish)
-    return active & (num_finished_or_expired > 1)
+    # (With memory tiers what leaves does so at the end of the micro-step, before anything else is looked at.)
+    return active & (num_finished_or_expired > (0 if static.tiered else 1))
 
 
 def _pin(

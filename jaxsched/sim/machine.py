@@ -74,7 +74,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     event = Event.load(static, params, requests, state, tally, m, now)
     next_phase = _instance_event(event, active, begins & active, phase)
     if static.tiered:
-        offload.book_counts(event)
+        offload.finish(event)
     state = event.store()
     if static.trace:
         event.note(active=active, now=now, instance=m, order=event.slots.order, waiting_after=event.inst.waiting)

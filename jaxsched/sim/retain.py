@@ -46,6 +46,7 @@ class OffloadRule:
     #: (retention parameters, what was learned so far, view) -> whether the context is copied when its program pauses;
     #: None: as `TierParams.on_pause` says.
     copies: Callable[[Array, Any, PauseView], Bool[Array, ""]] | None = None
+    needs_tiers: bool = True  # False: without a host tier the policy is still one
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,25 @@ class Found(NamedTuple):
     remote_end: Int[Array, ""]  # when those would be in host memory
 
 
+class CopyOut(NamedTuple):
+    """Blocks [low, high) of a chain whose copy on the host is to be brought up to date."""
+
+    active: Bool[Array, ""]
+    chain: Int[Array, ""]
+    low: Int[Array, ""]
+    high: Int[Array, ""]
+
+
+class Load(NamedTuple):
+    """What `Tiers.find` found for a chain that begins at block `low`, behind the first `hit` blocks in HBM."""
+
+    active: Bool[Array, ""]
+    chain: Int[Array, ""]
+    low: Int[Array, ""]
+    hit: Int[Array, ""]
+    found: Found
+
+
 def init_tiers(static: SimStatic) -> TierState | None:
     """Empty tiers; None without any."""
     if not static.tiered:
@@ -158,39 +177,64 @@ class Tiers:
         """The next step starts no earlier."""
         self.stall = jnp.where(active, jnp.maximum(self.stall, time), self.stall)
 
-    def copy_out(self, active: Bool[Array, ""], chain: Array, low: Array, high: Array, now: Array) -> None:
-        """Bring the copy of blocks [low, high) of a chain up to date: what the host lacks, as far as it has room."""
-        p = self.params
-        have, _ = self.host.find(chain)
-        have = jnp.maximum(have, low)
-        add = jnp.minimum(jnp.maximum(high - have, 0), self.host.room(chain, now))
+    def transfer(self, copies: CopyOut, load: Load, now: Array) -> None:
+        """Book a copy out of HBM or a load into it (at most one of them is active).
+
+        Out: what the host lacks of the context, as far as it has room; then what it holds and the remote pool lacks. In:
+        as `find` found; what comes from the remote pool stays on the host, if it has room and no gap.
+        """
+        p, found, host = self.params, load.found, self.host
+        loads = load.active & (found.blocks > 0)
+        chain, low = jnp.where(loads, load.chain, copies.chain), jnp.where(loads, load.low, copies.low)
+        have = jnp.maximum(host.find(chain)[0], low)
+        top = load.hit + found.blocks
+        goal = jnp.where(loads, jnp.where((found.remote_blocks > 0) & (have >= load.hit), top, have), copies.high)
+        add = jnp.minimum(jnp.maximum(goal - have, 0), host.room(chain, now))
         duration, operations = transfer_us(p.host_out, add)
         end = jnp.maximum(self._earliest(now), self.out) + duration
-        made = active & (add > 0) & (end - now <= LONGEST_TRANSFER_US)
-        add = jnp.where(made, add, 0)
-        self.host.put(active, chain, low, add, now, end, end)
+        made = copies.active & (add > 0) & (end - now <= LONGEST_TRANSFER_US)
+        add = jnp.where(loads | made, add, 0)
+        ready, busy = jnp.where(loads, found.remote_end, end), jnp.where(loads, found.end, end)
+        host.put(loads | copies.active, chain, low, add, now, ready, busy)
         self.out = jnp.where(made, end, self.out)
-        self.wait_until(made & ~self.overlaps, end)
-        self._count(out_blocks=add, operations=jnp.where(made, operations, 0))
+        self.into = jnp.where(loads, found.end, self.into)
+        self.wait_until((made | loads) & ~self.overlaps, busy)
+        self._count(
+            out_blocks=jnp.where(made, add, 0),
+            in_blocks=jnp.where(loads, found.blocks, 0),
+            operations=jnp.where(made, operations, 0)
+            + jnp.where(loads, transfer_us(p.host_in, found.blocks)[1], 0),
+        )
         if self.remote is not None:
-            self._copy_to_remote(active, chain, low, now)
+            written = have + jnp.where(made, add, 0)  # what the host holds now
+            readable = jnp.where(made, end, host.find(chain)[1])
+            self._transfer_remote(copies.active, loads, chain, low, written, readable, found, now)
+        host.read(loads, chain, found.end, p.keep_copy)
 
-    def _copy_to_remote(self, active: Bool[Array, ""], chain: Array, low: Array, now: Array) -> None:
-        """Write through what the host holds of a chain and the remote pool lacks, once the host has it."""
+    def _transfer_remote(
+        self, copies: Array, loads: Array, chain: Array, low: Array, high: Array, ready: Array, found: Found, now: Array
+    ) -> None:
+        """The remote pool's part of `transfer`: blocks below `high` are on the host from `ready` on."""
         p, remote = self.params, self.remote
         assert remote is not None
-        high, ready = self.host.find(chain)
-        have, _ = remote.find(chain)
-        have = jnp.maximum(have, low)
+        have = jnp.maximum(remote.find(chain)[0], low)
         add = jnp.minimum(jnp.maximum(high - have, 0), remote.room(chain, now))
         duration, operations = transfer_us(p.remote_out, add)
         end = jnp.maximum(jnp.maximum(now, ready), self.remote_out) + duration
-        made = active & (add > 0) & (end - now <= LONGEST_TRANSFER_US)
+        made = copies & (add > 0) & (end - now <= LONGEST_TRANSFER_US)
         add = jnp.where(made, add, 0)
-        remote.put(active, chain, low, add, now, end, end)
+        remote.put(copies, chain, low, add, now, end, end)
         self.host.hold(made, chain, end)
         self.remote_out = jnp.where(made, end, self.remote_out)
-        self._count(remote_out_blocks=add, operations=jnp.where(made, operations, 0))
+        fetched = loads & (found.remote_blocks > 0)
+        self.remote_in = jnp.where(fetched, found.remote_end, self.remote_in)
+        remote.read(fetched, chain, found.remote_end, jnp.int32(1))
+        fetches = transfer_us(p.remote_in, found.remote_blocks)[1]
+        self._count(
+            remote_out_blocks=add,
+            remote_in_blocks=jnp.where(fetched, found.remote_blocks, 0),
+            operations=jnp.where(made, operations, 0) + jnp.where(fetched, fetches, 0),
+        )
 
     def ready_of(self, chain: Array) -> Int[Array, ""]:
         """When the copy that is being written of a chain ends, if copies overlap with compute."""
@@ -219,29 +263,4 @@ class Tiers:
         start = jnp.where(blocks > remote_blocks, jnp.maximum(start, ready), start)
         end = start + transfer_us(p.host_in, blocks)[0]
         made = (blocks > 0) & (end - now <= LONGEST_TRANSFER_US) & (remote_end - now <= LONGEST_TRANSFER_US)
-        return Found(
-            jnp.where(made, blocks, 0), end, jnp.where(made, remote_blocks, 0), remote_end
-        )  # fmt: skip
-
-    def load(self, active: Bool[Array, ""], chain: Array, low: Array, hit: Array, found: Found, now: Array) -> None:
-        """Book the transfer that `find` found (from the remote pool through the host, where it stays if it can)."""
-        p = self.params
-        active = active & (found.blocks > 0)
-        self.into = jnp.where(active, found.end, self.into)
-        self.wait_until(active & ~self.overlaps, found.end)
-        operations = transfer_us(p.host_in, found.blocks)[1]
-        self._count(in_blocks=jnp.where(active, found.blocks, 0), operations=jnp.where(active, operations, 0))
-        if self.remote is not None:
-            fetched = active & (found.remote_blocks > 0)
-            self.remote_in = jnp.where(fetched, found.remote_end, self.remote_in)
-            self.remote.read(fetched, chain, found.remote_end, jnp.int32(1))
-            have = jnp.maximum(self.host.find(chain)[0], low)
-            add = jnp.minimum(hit + found.blocks - have, self.host.room(chain, now))
-            stays = fetched & (have >= hit) & (add > 0)
-            self.host.put(stays, chain, low, add, now, found.remote_end, found.end)
-            operations = transfer_us(p.remote_in, found.remote_blocks)[1]
-            self._count(
-                remote_in_blocks=jnp.where(fetched, found.remote_blocks, 0),
-                operations=jnp.where(fetched, operations, 0),
-            )
-        self.host.read(active, chain, found.end, p.keep_copy)
+        return Found(jnp.where(made, blocks, 0), end, jnp.where(made, remote_blocks, 0), remote_end)

@@ -13,7 +13,7 @@ StepLog = dict[str, Any]  # one line of a recording's steps.jsonl
 Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negative integer
 
 Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
-Order = Literal["fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum"]
+Order = Literal["fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch"]
 Retention = Literal["", "static_ttl", "preserve", "clair"]
 Router = Literal[
     "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky"
@@ -45,6 +45,7 @@ class EngineConfig:
     ewsjf_step: int = 256
     ewsjf_num_queues: int = 8
     ewsjf_w: float = 1.0
+    switch_update_us: int = 1_000_000  # of fastswitch: how often priorities are drawn
     prefix_caching: bool = False
     retention: Retention = ""  # time to live of a paused program's context (needs prefix caching)
     ttl_us: int = 0  # of static_ttl

@@ -72,8 +72,8 @@ def _preempt_for_order(engine: Instance, call: Call) -> None:
         fits = _blocks(engine, candidate, candidate.num_tokens, hit) <= free
         if fits and len(running) < config.max_num_seqs:
             return
-        victim = order_victim(config, running)
-        if order_key(config, victim) <= order_key(config, candidate):
+        victim = order_victim(config, running, call.now_us)
+        if order_key(config, victim, call.now_us) <= order_key(config, candidate, call.now_us):
             return
         engine.preempt(call, victim)
 

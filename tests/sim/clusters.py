@@ -43,14 +43,17 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "ewsjf": ("vllm", "ewsjf", False),
     "pfcfs": ("vllm", "pfcfs", False),
     "continuum": ("vllm", "continuum", False),
+    "fastswitch": ("vllm", "fastswitch", False),
 }
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
     "mlfq_quantum": 64, "mlfq_levels": 5, "ewsjf_step": 100, "ewsjf_num_queues": 5, "ewsjf_w": 0.5,
+    "switch_update_us": 50_000,
 }  # fmt: skip
 ORDER_PARAMS: dict[str, dict[str, int]] = {
     "mlfq": {"quantum_tokens": 64, "num_levels": 5},
     "ewsjf": {"step_tokens": 100, "num_queues": 5, "weight_milli": 500},
+    "fastswitch": {"update_ms": 50},
 }
 #: A step-time model with every term in use, a lattice, and two plain ones.
 TIMINGS: tuple[StepTimeParams, ...] = (
@@ -97,7 +100,7 @@ class Variant:
     delay: bool = False
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
-    tiers: bool = False  # host memory and, in some lanes, a remote pool; needs "+offload"
+    tiers: str = ""  # "host", or "remote" (host memory and, in some lanes, a remote pool); needs "+offload"
     size: Size = MEDIUM
 
     @property
@@ -156,8 +159,8 @@ class Variant:
             max_blocks=self.max_blocks if self.cache != "none" else 0,
             max_run_steps=max_run_steps,
             record=True,
-            host_tier=self.tiers,
-            remote_tier=self.tiers,
+            host_tier=bool(self.tiers),
+            remote_tier=self.tiers == "remote",
         )
         return dataclasses.replace(static, ordered_budget=static.ordered_budget or self.thresholds)
 
@@ -243,7 +246,7 @@ def _random_tiers(variant: Variant, draw: random.Random, on_lattice: bool) -> Ti
     overlap = draw.random() < 0.6
     return TierConfig(
         host_blocks=draw.choice([0, pool // 8, pool // 3, pool, 4 * pool]),
-        remote_blocks=draw.choice([0, 0, pool // 2, 8 * pool]),
+        remote_blocks=draw.choice([0, 0, pool // 2, 8 * pool]) if variant.tiers == "remote" else 0,
         host_out=link(),
         host_in=link(),
         remote_out=link(),
@@ -324,7 +327,7 @@ def _share(
     group, group_tokens, chain = [-1] * len(prompt), [0] * len(prompt), list(range(len(prompt)))
     content: list[list[Any]] = [[] for _ in prompt]
     for first in range(num_programs):
-        which = draw.choice([-1, 0, 1, 2] if not variant.parts else [-1] * 9 + [0])
+        which = draw.choice([-1, 0, 1, 2] if not (variant.parts or variant.tiers) else [-1] * 9 + [0])
         size = sizes[which] if which >= 0 else 0
         row, before = first, -1
         while row >= 0:

@@ -210,30 +210,31 @@ class RunTable(KvCache):
         return pick(self.own), pick(self.group_blocks), pick(self.registered)
 
     def begin_load(
-        self, active: Bool[Array, ""], row: Int[Array, ""], hit: Hit, blocks: Int[Array, ""], end: Int[Array, ""]
+        self, active: Bool[Array, ""], hit: Hit, blocks: Int[Array, ""], end: Int[Array, ""]
     ) -> Int[Array, ""]:
-        """`blocks` more of a row's own chain come into HBM behind what was found there, which stays until the end.
+        """What was found in HBM stays until the end of a load of `blocks` more behind it, which are taken.
 
-        The whole is pinned for the row. Returns how many blocks are no longer free.
+        Returns how many blocks are no longer free. `settle` and `end_load` must follow.
         """
         own, group, group_blocks, _ = hit.where
-        is_own = (self.chain == own) & active
-        found = is_own | ((self.chain == group) & (group_blocks > 0) & active)
+        found = active & ((self.chain == own) | ((self.chain == group) & (group_blocks > 0)))
         held = jnp.sum(jnp.where(found & ~self.in_copy, self.high - self.low, 0))
         self.copying = jnp.where(found, jnp.maximum(self.copying, end), self.copying)
-        self.take(jnp.where(active, blocks, 0))
-        self.settle()
+        blocks = jnp.where(active, blocks, 0)
+        self.take(blocks)
+        return held + blocks
+
+    def end_load(self, active: Bool[Array, ""], row: Array, hit: Hit, blocks: Array, end: Array) -> None:
+        """The run that a load makes of the row's own chain: it comes in until `end` and is pinned for the row."""
+        own, _, group_blocks, _ = hit.where
         high = hit.blocks + blocks
-        pin = Pin(row, self._requests.program[row], jnp.int32(-1), jnp.int32(0))
-        extends = jnp.any(is_own)
-        self._append(active & ~extends, own, group_blocks, high, self.clock, pin, end)
+        self._append(active & ~jnp.any(self.chain == own), own, group_blocks, high, self.clock, None, end)
         mine = (self.chain == own) & active
-        self.high, self.stamp = jnp.where(mine, high, self.high), jnp.where(mine, self.clock, self.stamp)
-        self.next, self.program = jnp.where(mine, pin.next, self.next), jnp.where(mine, pin.program, self.program)
-        self.due_epoch = jnp.where(mine, pin.due_epoch, self.due_epoch)
-        self.pinned, self.loading = jnp.where(mine, 1, self.pinned), jnp.where(mine, 1, self.loading)
+        put = lambda value, field: jnp.where(mine, value, field)
+        self.high, self.stamp = put(high, self.high), put(self.clock, self.stamp)
+        self.next, self.program = put(row, self.next), put(self._requests.program[row], self.program)
+        self.due_epoch, self.pinned, self.loading = put(-1, self.due_epoch), put(1, self.pinned), put(1, self.loading)
         self.clock = self.clock + 2 * active
-        return held + jnp.where(active, blocks, 0)
 
     def _drop_empty(self) -> None:
         self.chain = jnp.where(self.low >= self.high, UNUSED, self.chain)
@@ -281,7 +282,7 @@ class RunTable(KvCache):
 
         `copying`: until when a copy needs the own run (`NO_COPY`: none), whose blocks are not free before.
         """
-        if self._static.pins:
+        if self._static.retains and not self._static.tiered:  # (with tiers, who calls has done so)
             self.settle()  # what is let go now comes before pinned blocks, but not for what was taken before
         index = jnp.arange(self.registered.shape[0])
         here = index == slot
@@ -340,7 +341,8 @@ class RunTable(KvCache):
 
     def lookup(self, row: Int[Array, ""], known: Int[Array, ""]) -> Hit:
         """The own chain's run says all; without one, how much of the group's prefix is held or idle."""
-        self.settle()
+        if not self._static.tiered:  # (with tiers, the queue's order has looked at the cache before)
+            self.settle()
         own, group, group_blocks = self._content(row)
         is_own, is_group = self.chain == own, (self.chain == group) & (group_blocks > 0)
         own_high = jnp.max(jnp.where(is_own, self.high, 0))
