@@ -6,7 +6,6 @@ import dataclasses
 import re
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxsched import policies
@@ -84,7 +83,7 @@ def test_tiers_that_cannot_be_are_refused_when_they_are_loaded(tmp_path, host: s
     ],
 )
 def test_numbers_that_int32_cannot_hold_are_refused(tiers: ClusterTiers) -> None:
-    with pytest.raises(UserError, match="cluster.tiers"):
+    with pytest.raises(UserError, match=r"cluster\.tiers"):
         tier_params(tiers, TIER_DEFAULTS)
 
 
@@ -96,7 +95,7 @@ def test_transfer_times_are_exact_and_those_beyond_the_limit_stay_beyond_it() ->
         assert (int(us), int(operations)) == (config.time_us(blocks), config.operations(blocks))
     slow = link.replace(block_us=jnp.int32(2**27 - 1), launch_us=jnp.int32(2**20 - 1), block_group=jnp.int32(1))
     for blocks in (3, 500, 2**20):
-        assert LONGEST_TRANSFER_US < int(transfer_us(slow, jnp.int32(blocks))[0])
+        assert int(transfer_us(slow, jnp.int32(blocks))[0]) > LONGEST_TRANSFER_US
 
 
 def test_offloading_composes_by_name_and_says_what_it_needs(tmp_path) -> None:
@@ -134,7 +133,7 @@ def _view(context: int, load_us: int, running: int = 4, running_tokens: int = 40
 def test_minwaste_takes_the_least_of_the_three_wastes() -> None:
     """InferCept's constants: c = 384 - 4 = 380 tokens a chunk; 4,000 tokens are n = 10 whole chunks and 200 tokens.
 
-    Discarding: 26,113.6 us x 380 x 10 x 11 / 2 + 10 x 27.9 x 380 x 4,000 + 27.9 x 200 x (4,000 + 200) = 9.93e8 token us.
+    Discarding, in token us: 26,113.6 x 380 x 10 x 11 / 2 + 10 x 27.9 x 380 x 4,000 + 27.9 x 200 x 4,200 = 9.93e8.
     Swapping with 20 ms one way: 2 x 20,000 x 8,000 = 3.2e8. Keeping for a pause of t: 4,000 t.
     """
     assert MINWASTE.offload is not None and MINWASTE.offload.copies is not None
@@ -153,4 +152,4 @@ def test_minwaste_takes_the_least_of_the_three_wastes() -> None:
         assert ttl(after, no_host) == (pytest.approx(break_even_us, rel=1e-5) if keeps else 0)
         assert not swaps(after, no_host)
     assert ttl(known, swap) == 80_000  # nothing known of pauses: kept until that has cost as much
-    assert np.isclose(break_even_us, 248_311, atol=1)
+    assert round(break_even_us) == 248_323

@@ -45,9 +45,7 @@ def mean_pause_us(known, tool):
 
 def _wastes(params, view: PauseView):
     """Waste of swapping and of discarding, in token us."""
-    chunk = chunk_params().replace(
-        step_tokens=params[0].astype(jnp.int32), token_us=params[1], step_us=params[2]
-    )
+    chunk = chunk_params().replace(step_tokens=params[0].astype(jnp.int32), token_us=params[1], step_us=params[2])
     swap = swap_waste(view.load_us, view.running_tokens + view.context_tokens)
     swap = jnp.where(view.load_us > 0, swap, jnp.inf)
     return swap, chunked_discard_waste(view.context_tokens, view.running, view.running_tokens, chunk)

@@ -225,8 +225,9 @@ def admission_step(
     drops = active & may & expired
     admits = considered & ~expired & fits & memory
     pops_dead = active & may & dead
-    loads = jnp.bool_(False)
+    loads = books_load = jnp.bool_(False)
     if found is not None:
+        books_load = admits & (found.blocks > 0)
         loads = offload.load(event, admits, column[Col.REQUEST], cached, found)
         admits &= ~loads
 
@@ -261,10 +262,13 @@ def admission_step(
         if static.tiered:  # what is on its way in comes at the end of a copy, which ends a run of steps
             blocked |= ~jnp.any(view.waiting_mask & ~loading)
     displacing = displaced | dropped_early
-    return (progress & more) | displacing, displacing, blocked
+    # (A load is booked at the end of the micro-step: the step that waits for it is formed in a later one.)
+    return (progress & more) | books_load | displacing, displacing, blocked
 
 
-def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, hit_tokens, tokens, blocks, reserved) -> None:
+def _admit(
+    event: Event, slot, active, fresh, column, prompt, cached: Hit, hit_tokens, tokens, blocks, reserved
+) -> None:
     static, slots, inst = event.static, event.slots, event.inst
     mask = (event.index == slot) & active
     caching = static.prefix_cache != "none"

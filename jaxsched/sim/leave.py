@@ -136,9 +136,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     return active & (num_finished_or_expired > (0 if static.tiered else 1))
 
 
-def _pin(
-    event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finish: Bool[Array, ""]
-) -> Pin | None:
+def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> Pin | None:
     """What the retention policy decides about the context of a program that pauses now."""
     static, requests = event.static, event.requests
     if not (static.pins or static.gated):

@@ -24,7 +24,7 @@ CACHES = ("none", "blocks", "runs")
 class SchedulerSpec:
     """The parts of a scheduler that change the program. Semantics: docs/semantics.md, sections 3, 4 and 6."""
 
-    name: str
+    name: str = dataclasses.field(compare=False)  # for messages: equal rules are one compiled program
     family: str = "v1"  # one of FAMILIES: which schedule() is compiled
     order: OrderHead | None = None  # None: FCFS deque (arrivals at the back, preempted at the front)
     static_keys: bool = True  # keys of waiting requests cannot change while they wait

@@ -180,8 +180,8 @@ class Tiers:
     def transfer(self, copies: CopyOut, load: Load, now: Array) -> None:
         """Book a copy out of HBM or a load into it (at most one of them is active).
 
-        Out: what the host lacks of the context, as far as it has room; then what it holds and the remote pool lacks. In:
-        as `find` found; what comes from the remote pool stays on the host, if it has room and no gap.
+        Out: what the host lacks of the context, as far as it has room; then what it holds and the remote pool lacks.
+        In: as `find` found; what comes from the remote pool stays on the host, if it has room and no gap.
         """
         p, found, host = self.params, load.found, self.host
         loads = load.active & (found.blocks > 0)
@@ -202,8 +202,7 @@ class Tiers:
         self._count(
             out_blocks=jnp.where(made, add, 0),
             in_blocks=jnp.where(loads, found.blocks, 0),
-            operations=jnp.where(made, operations, 0)
-            + jnp.where(loads, transfer_us(p.host_in, found.blocks)[1], 0),
+            operations=jnp.where(made, operations, 0) + jnp.where(loads, transfer_us(p.host_in, found.blocks)[1], 0),
         )
         if self.remote is not None:
             written = have + jnp.where(made, add, 0)  # what the host holds now

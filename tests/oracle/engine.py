@@ -317,9 +317,7 @@ class Instance:
         (self.running if request.is_running else self.waiting).remove(request)
         request.is_running = False
 
-    def _release(
-        self, request: Request, now_us: int, context: Context | None = None, copies: bool = False
-    ) -> None:
+    def _release(self, request: Request, now_us: int, context: Context | None = None, copies: bool = False) -> None:
         """Let go of its blocks; if `copies`, the host's copy of its context is brought up to date."""
         if self.tiers is None or not isinstance(self.pool, CachingPool) or not request.is_running:
             self.pool.release(request, context)

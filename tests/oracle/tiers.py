@@ -22,11 +22,7 @@ class LinkConfig:
         return -(-blocks // self.block_group)
 
     def time_us(self, blocks: int) -> int:
-        return (
-            self.operations(blocks) * self.launch_us
-            + blocks * self.block_us
-            + blocks * self.block_fraction // 1024
-        )
+        return self.operations(blocks) * self.launch_us + blocks * self.block_us + blocks * self.block_fraction // 1024
 
 
 @dataclass(frozen=True)
