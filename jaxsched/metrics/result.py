@@ -107,6 +107,7 @@ class RolloutResult:
             metrics[f"{name}_mean_s"] = _mean_us(values) * 1e-6
             for label, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
                 metrics[f"{name}_{label}_s"] = quantile_us(values, q) * 1e-6
+        metrics["tbt_p999_s"] = quantile_us(total[:, Hist.TBT], 0.999) * 1e-6
         cohort = spans * (1.0 - scenario.warmup_fraction - scenario.cooldown_fraction)
         cohort = np.maximum(cohort, 1e-9)
         class_good = np.asarray(m.class_good)

@@ -20,7 +20,9 @@ from tests.sim.clusters import RETENTION, TIMINGS, Lane, Variant, lane_inputs, r
 from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes, run_lanes_checked
 
 LANES = 150  # of each variant; four times as many with --full
-MOST_COPIES = 0.15  # share of lanes that may go uncompared (second copies of a block)
+#: Lanes that must be compared. The others meet second copies of a block: a preempted request whose known tokens end with
+#: a block finds all of them, which happens more often with small blocks and with displacement.
+LEAST_COMPARED = 100
 COUNTS = {
     Count.HOST_OUT_BLOCKS: "host_out_blocks",
     Count.HOST_IN_BLOCKS: "host_in_blocks",
@@ -67,7 +69,7 @@ def test_every_record_and_transfer_equals_the_reference_and_every_block_is_somew
         seen["preemptions"] += sum(record.preemptions for record in result.records)
     record_property("seen", dict(seen))
     print(f"{variant.name}: {dict(seen)}")
-    assert seen["copies"] <= MOST_COPIES * len(lanes)
+    assert seen["compared"] >= LEAST_COMPARED
     names = ("host_out_blocks", "host_in_blocks", "dropped_on_host", "only_increment_written", "only_part_written")
     at_least = dict.fromkeys(("finished", "host_out_blocks", "transfers", "stall_us"), 1000) | {"preemptions": 50}
     at_least |= {name: at_least.get(name, 10) for name in (*names, *EXERCISED[variant])}
