@@ -107,16 +107,16 @@ def test_an_overfull_tier_an_empty_copy_and_a_context_held_twice_are_found() -> 
     variant = SPILL
     params, requests = jax.tree.map(lambda x: x[0], lane_inputs(variant, [random_lane(variant, 0)]))
     static = variant.static()
-    state = init_state(static, params, variant.size.num_rows)
+    state = jax.jit(lambda p: init_state(static, p, variant.size.num_rows))(params)
+    check = jax.jit(lambda p, s: violations(static, p, requests, s))
     assert state.tiers is not None and params.tiers is not None
 
     def with_copies(*copies: tuple[int, int, int]) -> int:
-        table = state.tiers.host
-        for place, (chain, low, high) in enumerate(copies):
-            table = table.at[0, :3, place].set(np.asarray([chain, low, high], np.int32))
+        table = np.array(state.tiers.host)
+        for place, copy in enumerate(copies):
+            table[0, :3, place] = copy
         damaged = state.replace(tiers=state.tiers.replace(host=table))
-        host_blocks = params.tiers.replace(host_blocks=np.int32(10))
-        return int(violations(static, params.replace(tiers=host_blocks), requests, damaged))
+        return int(check(params.replace(tiers=params.tiers.replace(host_blocks=np.int32(10))), damaged))
 
     assert with_copies((3, 1, 5), (4, 0, 6)) == 0
     assert with_copies((3, 1, 5), (4, 0, 7)) == Violation.TIERS
