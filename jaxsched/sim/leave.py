@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import add_us, relative_us
 from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
+from jaxsched.sim.graph import finish_turn
 from jaxsched.sim.kv import Pin
 from jaxsched.sim.retain import PauseView, deadline, reload_time_us
 from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
@@ -198,17 +199,19 @@ def book_leaving(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array,
 
 
 def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> None:
-    """Schedule the return of the program's next turn, or book the program as done."""
-    requests, tally, now = event.requests, event.tally, event.now
+    """Schedule the return of the program's next turn (of a graph: the turns that are ready now), or book it as done."""
+    requests, now = event.requests, event.now
     if not event.static.num_paused:
-        tally.count(Count.PROGRAMS_DONE, is_finish)
+        event.tally.count(Count.PROGRAMS_DONE, is_finish)
+        return
+    if event.static.graphs:
+        program = (column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
+        row, stamp = column[Col.REQUEST], event.stamp(now)
+        event.state, ends = finish_turn(requests, event.state, row, stamp, program, event.m, is_finish)
+        _book_program(event, column, ends)
         return
     following = requests.row(column[Col.REQUEST]).next_turn
-    ends = is_finish & (following < 0)
-    measured = ends & (event.measured(column) > 0)
-    jct = event.since(now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
-    tally.count(Count.PROGRAMS_DONE, ends)
-    tally.observe(Hist.JCT, column[Col.KLASS], jct, measured)
+    _book_program(event, column, is_finish & (following < 0))
 
     paused = event.state.paused
     row = jnp.maximum(following, 0)
@@ -229,3 +232,11 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
         ),
         flags=event.state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
     )
+
+
+def _book_program(event: Event, column: Int[Array, " 16"], ends: Bool[Array, ""]) -> None:
+    """Measurements of a program that ends with this turn."""
+    measured = ends & (event.measured(column) > 0)
+    jct = event.since(event.now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
+    event.tally.count(Count.PROGRAMS_DONE, ends)
+    event.tally.observe(Hist.JCT, column[Col.KLASS], jct, measured)

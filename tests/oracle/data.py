@@ -90,6 +90,11 @@ class Workload:
     group: list[int] | None = None
     group_tokens: list[int] | None = None
 
+    #: Programs that are graphs: per row, the (row, "finish" or "arrival", pause) that it waits for; `next_turn` then
+    #: only lists the turns of a program and `pause_us` is not read. And its earliest arrival after the program's.
+    waits: list[list[tuple[int, str, int]]] | None = None
+    not_before: list[int] | None = None
+
     @staticmethod
     def simple(arrival_us: list[int], prompt_tokens: list[int], output_tokens: list[int], **columns: Any) -> Workload:
         """One-turn programs of class and priority 0 with exact predictions, unless a column is given."""
