@@ -23,8 +23,8 @@ LANES = 150  # of each variant; five times as many with --full
 
 VARIANTS = [
     Variant("vllm", "least_outstanding", turns=True, graphs=True, timeouts=True, cache="blocks", size=SMALL),
-    Variant("vllm-async", "program_sticky", block_size=8, turns=True, graphs=True),
-    Variant("sjf", "least_kv", turns=True, graphs=True, delay=True),
+    Variant("vllm-async", "program_sticky", block_size=8, turns=True, graphs=True, size=SMALL),
+    Variant("sjf", "least_kv", turns=True, graphs=True, delay=True, size=SMALL),
 ]
 
 
@@ -83,11 +83,11 @@ def test_every_record_equals_the_reference_and_runs_equal_single_steps(
         seen["orphans"] += _orphans(lane.workload, records)
     record_property("seen", dict(seen))
     print(f"{variant.name}: {dict(seen)}")
-    at_least = {"finished": 1500, "never_arrived": 100, "programs done": 300, "orphans": 50}
+    at_least = {"finished": 1500, "never_arrived": 50, "programs done": 300, "orphans": 30}
     at_least |= {"at once": 200} if "sticky" not in variant.router else {}
-    at_least |= {"cached": 5000, "timed_out": 50} if variant.cache != "none" else {"preemptions": 50}
+    at_least |= {"cached": 5000, "timed_out": 50} if variant.cache != "none" else {"preemptions": 10}
     assert {name: seen[name] for name, least in at_least.items() if seen[name] < least} == {}
-    if "async" not in variant.scheduler:  # which decides every step on its own
+    if variant == VARIANTS[0]:  # one is enough: graphs are not told from chains where runs are made
         single, found = run_lanes_checked(variant.static(max_run_steps=1), *inputs)
         assert not np.asarray(found).any()  # conservation, after every event
         for (path, one), many in zip(
