@@ -139,7 +139,11 @@ def _pin(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) ->
         return None
     row = column[Col.REQUEST]
     turn = requests.row(row)
-    following = jnp.where(is_finish, turn.next_turn, -1)
+    heir, owner = turn.next_turn, turn.program
+    if static.graphs:  # a pin is of a chain, whatever else of the program is live
+        assert requests.heir is not None and turn.chain is not None
+        heir, owner = requests.heir[row], turn.chain
+    following = jnp.where(is_finish, heir, -1)
     next_row = jnp.maximum(following, 0)
     after = requests.row(next_row)
     assert turn.chain is not None and turn.group is not None and turn.group_tokens is not None
@@ -161,7 +165,7 @@ def _pin(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) ->
         ttl_us = head.ttl(event.params.scheduler.retain, event.state.learned, view)
     epoch, us = deadline(*event.stamp(event.now), ttl_us)
     none = jnp.int32(-1)
-    return Pin(jnp.where(goes_on, following, none), turn.program, jnp.where(ttl_us > 0, epoch, none), us)
+    return Pin(jnp.where(goes_on, following, none), owner, jnp.where(ttl_us > 0, epoch, none), us)
 
 
 def has_expired(event: Event) -> Bool[Array, " s"]:

@@ -170,10 +170,13 @@ class _Cluster:
         """What retention needs to know of a turn (docs/semantics.md, 9)."""
         workload, turn = self.workload, self.workload.next_turn[row]
         if workload.chain is None or workload.group is None or workload.group_tokens is None:
-            return {}
+            return {"owner": self.program[row]}
+        if workload.waits is not None:
+            turn = next((later for later in range(row + 1, len(self.records)) if workload.chain[later] == workload.chain[row]), -1)
         block_size = self.instances[0].config.block_size
         goes_on = turn >= 0 and workload.chain[turn] == workload.chain[row]
         return {
+            "owner": self.program[row] if workload.waits is None else workload.chain[row],
             "next_on_chain": turn if goes_on else -1,
             "next_pause_us": workload.pause_us[turn] if goes_on else 0,
             "shared_blocks": workload.group_tokens[row] // block_size if workload.group[row] >= 0 else 0,

@@ -162,6 +162,7 @@ class Request:
     content: list[Token]  # the prompt's tokens, then the outputs delivered (empty without prefix caching)
     output_stream: Any
     program: int = -1  # row of the program's first turn
+    owner: int = -1  # whose context its blocks are: the program; in a graph the row at which its chain began
     next_on_chain: int = -1  # row of the next turn if that goes on with this one's content
     next_pause_us: int = 0  # the pause before it: for `clair` only
     shared_blocks: int = 0  # full blocks of the prefix shared with other programs: not the program's own

@@ -23,7 +23,7 @@ from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
 from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
-from tests.sim.graphs import random_forks, random_graphs
+from tests.sim.graphs import random_forks, random_graphs, random_lines
 from tests.sim.harness import to_requests
 
 LATTICE_US = 1000
@@ -256,8 +256,12 @@ def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) ->
     shared: dict[str, Any] = {}
     if variant.graphs:
         shared = random_graphs(draw, next_turn, num_programs, grid)
-        if variant.cache != "none":
-            shared |= random_forks(draw, shared["waits"], prompt, output, 2 * size.max_prompt)
+        pause = shared.pop("pause_us")
+        history = (draw, shared["waits"], prompt, output, 2 * size.max_prompt)
+        if variant.cache == "runs":
+            shared |= random_lines(*history, variant.block_size)
+        elif variant.cache == "blocks":
+            shared |= random_forks(*history)
     elif variant.cache != "none":
         shared = _share(variant, draw, prompt, output, next_turn[:], num_programs)
     return Workload(

@@ -98,7 +98,15 @@ def _graph_columns(workload: Workload, pad_to: int, program: np.ndarray) -> dict
             used[before, what] += 1
     floors = np.zeros(pad_to, np.int64)
     floors[: len(workload.not_before)] = workload.not_before
+    heir = np.full(pad_to, -1, np.int32)
+    if workload.chain is not None:
+        last: dict[int, int] = {}
+        for row, chain in enumerate(workload.chain):
+            if chain in last:
+                heir[last[chain]] = row
+            last[chain] = row
     return {
+        "heir": heir,
         "edges": tables["finish"],
         "spawns": tables["arrival"],
         "needed": needed,
