@@ -373,9 +373,7 @@ def rollouts(
     static = static_of(scenario, policy, record)
 
     def prepared(requests: Requests, rate: float) -> SimStatic:
-        return with_first_slots(
-            with_graphs(with_cache(static, scenario, requests), requests), scenario, requests, rate
-        )
+        return with_first_slots(with_graphs(with_cache(static, scenario, requests), requests), scenario, requests, rate)
 
     run = functools.partial(run_lanes, num_devices=num_devices, progress=progress)
     results = []

@@ -81,10 +81,14 @@ def check_edges(edges: Edges, columns: Columns, where: str) -> None:
     program, turn, line = columns["program"], columns["turn"], columns["line"]
     num_rows = len(turn)
     at = lambda i: place(line, int(np.clip(edges.row[i], 0, num_rows - 1)), where)
-    outside = np.flatnonzero((edges.row < 0) | (edges.row >= num_rows) | (edges.before < -1) | (edges.before >= num_rows))
+    outside = np.flatnonzero(
+        (edges.row < 0) | (edges.row >= num_rows) | (edges.before < -1) | (edges.before >= num_rows)
+    )
     if len(outside):
         i = int(outside[0])
-        raise UserError(f"row {edges.row[i]} waits for row {edges.before[i]}", where=at(i), expected="rows of the table")
+        raise UserError(
+            f"row {edges.row[i]} waits for row {edges.before[i]}", where=at(i), expected="rows of the table"
+        )
     real = edges.before >= 0
     stranger = np.flatnonzero(real & (program[edges.row] != program[edges.before]))
     if len(stranger):
@@ -127,7 +131,7 @@ def check_edges(edges: Edges, columns: Columns, where: str) -> None:
         raise UserError(
             f"turn {turn[row]} of program {program[row]} {found}",
             where=place(line, row, where),
-            expected="first turns that begin the program, and later ones that wait for an earlier turn or for its arrival",
+            expected="first turns that wait for nothing, and later ones that wait for a turn or the program's arrival",
         )
     _check_width(edges, columns, where)
 
@@ -179,13 +183,17 @@ def check_forks(edges: Edges, columns: Columns, where: str) -> None:
         while todo and a not in seen:
             row = todo.pop()
             here = slice(start[row], start[row + 1])
-            fresh = {int(r) for r, late in zip(edges.before[here], edges.on_arrival[here], strict=True) if r >= a and not late}
+            fresh = {
+                int(r)
+                for r, late in zip(edges.before[here], edges.on_arrival[here], strict=True)
+                if r >= a and not late
+            }
             todo += fresh - seen
             seen |= fresh
         if a not in seen:
             raise UserError(
-                f"turns {columns['turn'][a]} and {columns['turn'][b]} of program {columns['program'][b]} go on with chain "
-                f"{chain[b]} side by side",
+                f"turns {columns['turn'][a]} and {columns['turn'][b]} of program {columns['program'][b]} go on with "
+                f"chain {chain[b]} side by side",
                 where=place(columns["line"], b, where),
                 expected="each turn of a chain to wait, perhaps through others, for the finish of the one before",
                 hint="Say what forks share with block ids (content), or begin a new chain.",

@@ -35,7 +35,8 @@ class PipelineSpec:
     """Programs that go through `stages` in order, without pauses between calls.
 
     Every call is a chain of its own that shares its stage's template (group = tool = index of the stage). A program has
-    at most `max_turns` calls, a stage at most `max_width`; `context_scale`, which may be traced, multiplies all input lengths.
+    at most `max_turns` calls, a stage at most `max_width`; `context_scale`, which may be traced, multiplies all input
+    lengths.
     """
 
     arrivals: ArrivalProcess

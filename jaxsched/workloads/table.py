@@ -129,7 +129,8 @@ class Workload:
         Raises:
             UserError: the workload is empty, a time is negative or goes backwards, a token count is below 1, the turns
                 of a program are not consecutive, a shared prefix or a chain does not fit into the prompts, a list of
-                block ids does not fit the lengths, or edges make no graph of bounded width; the message names `source` and the line.
+                block ids does not fit the lengths, or edges make no graph of bounded width; the message names `source`
+                and the line.
         """
         rows = len(arrival_us)
         values = {

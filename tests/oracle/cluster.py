@@ -172,7 +172,10 @@ class _Cluster:
         if workload.chain is None or workload.group is None or workload.group_tokens is None:
             return {"owner": self.program[row]}
         if workload.waits is not None:
-            turn = next((later for later in range(row + 1, len(self.records)) if workload.chain[later] == workload.chain[row]), -1)
+            turn = next(
+                (later for later in range(row + 1, len(self.records)) if workload.chain[later] == workload.chain[row]),
+                -1,
+            )
         block_size = self.instances[0].config.block_size
         goes_on = turn >= 0 and workload.chain[turn] == workload.chain[row]
         return {

@@ -56,11 +56,20 @@ def random_forks(
         content[row] = start + [(("u", row), k) for k in range(min(prompt[row], longest - len(start)))]
         prompt[row] = len(content[row])
     none = [-1] * len(prompt)
-    return {"prompt_content": content, "chain": list(range(len(prompt))), "group": none, "group_tokens": [0] * len(prompt)}
+    return {
+        "prompt_content": content,
+        "chain": list(range(len(prompt))),
+        "group": none,
+        "group_tokens": [0] * len(prompt),
+    }
 
 
 def random_lines(
-    draw: random.Random, waits: list[list[tuple[int, str, int]]], prompt: list[int], output: list[int], longest: int,
+    draw: random.Random,
+    waits: list[list[tuple[int, str, int]]],
+    prompt: list[int],
+    output: list[int],
+    longest: int,
     block_size: int,
 ) -> dict[str, Any]:
     """Content: one at most of those that wait for a finish goes on with its chain; groups' prefixes besides."""
@@ -71,8 +80,12 @@ def random_lines(
         which = draw.choice([-1] * 7 + [0, 1])
         start: list[Any] = [(("g", which), k) for k in range(sizes[which] if which >= 0 else 0)]
         size = len(start)
-        free = [before for before, what, _ in edges if what == "finish" and chain.count(chain[before]) == sum(
-            chain[r] == chain[before] for r in range(before + 1))]
+        free = [
+            before
+            for before, what, _ in edges
+            if what == "finish"
+            and chain.count(chain[before]) == sum(chain[r] == chain[before] for r in range(before + 1))
+        ]
         if free and draw.random() < 0.9:
             before = draw.choice(free)
             history = content[before] + [(("o", before), k) for k in range(output[before])]

@@ -45,7 +45,16 @@ def _diamond(variant: Variant) -> Lane:
         workload.prompt_content = tokens
         workload.chain, workload.group, workload.group_tokens = list(range(4)), [-1] * 4, [0] * 4
     base = random_lane(variant, 0).engine
-    engine = dataclasses.replace(base, usable_blocks=50, token_budget=256, max_num_seqs=8, chunked_prefill=True, watermark_blocks=0, max_queue=0, timeouts_us=(0, 0))
+    engine = dataclasses.replace(
+        base,
+        usable_blocks=50,
+        token_budget=256,
+        max_num_seqs=8,
+        chunked_prefill=True,
+        watermark_blocks=0,
+        max_queue=0,
+        timeouts_us=(0, 0),
+    )
     return Lane(workload, engine, RouterConfig(variant.router), 0)  # steps of 1 ms
 
 
@@ -146,8 +155,8 @@ def _orphans(workload: Workload, records) -> int:
 
 
 def test_the_diamond_by_hand() -> None:
-    # Every step takes 1 ms. A (2 tokens) runs 0-2 ms on instance 0. B and C are ready at once, in table order: B goes to
-    # instance 0 for three steps, 2-5 ms, C to instance 1, 2-4 ms. D waits for both: max(5 + 1, 4 + 3) = 7 ms, one step.
+    # Every step takes 1 ms. A (2 tokens) runs 0-2 ms on instance 0. B and C are ready at once, in table order: B goes
+    # to instance 0 for three steps, 2-5 ms, C to instance 1, 2-4 ms. D waits for both: max(5 + 1, 4 + 3) = 7 ms, one step.
     lane = _diamond(VARIANTS[0])
     result = simulate(lane.workload, lane.engine, reference_step_time(TIMINGS[0]), num_instances=2, router=lane.router)
     times = [(r.arrival_us, r.first_scheduled_us, r.finish_us) for r in result.records]

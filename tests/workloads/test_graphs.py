@@ -41,7 +41,9 @@ def random_graphs(seed: int) -> Workload:
             chosen = draw.sample(range(-1, turn), draw.randint(1, min(3, turn + 1)))
             for before in chosen:
                 pause = draw.choice([0, draw.randint(1, 2**40)])
-                edges.append((row + turn, before if before < 0 else row + before, pause, before < 0 or draw.random() < 0.3))
+                edges.append(
+                    (row + turn, before if before < 0 else row + before, pause, before < 0 or draw.random() < 0.3)
+                )
         row += size
     turn = np.concatenate([np.arange(size) for size in sizes])
     return Workload.build(
@@ -88,7 +90,7 @@ def test_lanes_of_graphs_and_of_chains_become_one_table() -> None:
     chain = graph(3, [(1, 0, 5), (2, 1, 6)])
     assert chain.edges is None and chain.pause_us.tolist() == [0, 5, 6]  # said by turns and pauses as well
     fork = graph(3, [(1, 0, 5), (2, 0, 6)], chain=[0, 1, 2])
-    assert fork.pause_us.tolist() == [0, 5, 6] and not fork.to_requests().edges is None
+    assert fork.pause_us.tolist() == [0, 5, 6] and fork.to_requests().edges is not None
     table = stack([chain, fork])
     assert table.edges is not None and table.edges.shape == (2, 3, 2, 3) and table.spawns is None
     assert table.edges[0, :, :, 0].tolist() == [[1, -1], [2, -1], [-1, -1]]
@@ -128,7 +130,7 @@ def test_a_chain_may_pass_through_a_join_but_not_fork() -> None:
     diamond = [(1, 0, 0), (2, 0, 0), (3, 1, 0), (3, 2, 0)]
     through = graph(4, diamond, chain=[0, 1, 2, 0], **columns)
     assert through.to_requests().heir.tolist() == [3, -1, -1, -1]
-    with pytest.raises(UserError, match="turns 1 and 2 of program 0 go on with chain 0 side by side.*block ids"):
+    with pytest.raises(UserError, match=r"turns 1 and 2 of program 0 go on with chain 0 side by side.*block ids"):
         graph(4, diamond, chain=[0, 0, 0, 3], **{**columns, "prompt_tokens": np.array([10, 20, 30, 40])})
     derived = graph(4, [(1, 0, 0), (2, 1, 0), (3, 1, 0)], **columns)
     assert derived.chain.tolist() == [0, 0, 2, 3]  # where two wait for one, each begins a chain
@@ -222,9 +224,21 @@ WRONG = {
     "negative delay": ([node("a"), node("b", after("a", -5.0))], "line 3, field delay_ms", "-5.0"),
     "trigger": ([node("a"), node("b", after("a", trigger="start"))], "line 3, field dependencies", "trigger 'start'"),
     "relation": ([node("a"), node("b", after("a", relation="x"))], "line 3, field dependencies", "relation 'x'"),
-    "other play": ([node("a"), node("b", after("a"), play_id="q")], "line 3", "'b' of play 'q' depends on 'a' of play 'p'"),
-    "short ids": ([node("a", **{**LONG, "hash_ids": [1]})], "line 2, field hash_ids", "1 block ids for a prompt of 130"),
-    "long ids": ([node("a", **{**LONG, "hash_ids": [1] * 4})], "line 2, field hash_ids", "4 block ids for a prompt of 130"),
+    "other play": (
+        [node("a"), node("b", after("a"), play_id="q")],
+        "line 3",
+        "'b' of play 'q' depends on 'a' of play 'p'",
+    ),
+    "short ids": (
+        [node("a", **{**LONG, "hash_ids": [1]})],
+        "line 2, field hash_ids",
+        "1 block ids for a prompt of 130",
+    ),
+    "long ids": (
+        [node("a", **{**LONG, "hash_ids": [1] * 4})],
+        "line 2, field hash_ids",
+        "4 block ids for a prompt of 130",
+    ),
     "wide": ([node("a"), *(node(f"b{i}", after("a")) for i in range(MAX_WIDTH + 1))], "line 2", "wait for the finish"),
 }
 
@@ -234,7 +248,9 @@ def test_a_wrong_graph_is_named_with_exit_code_2_and_no_traceback(mistake, tmp_p
     rows, where, what = WRONG[mistake]
     path = jsonl(tmp_path / "g.jsonl", [HEADER, *rows])
     workload = ["--set", f"workload.path={path}", "--set", "workload.preset=null"]
-    code = main(["simulate", CHAT, *workload, "--set", "workload.num_requests=null", "--set", "workload.rate_per_s=null"])
+    code = main(
+        ["simulate", CHAT, *workload, "--set", "workload.num_requests=null", "--set", "workload.rate_per_s=null"]
+    )
     error = capsys.readouterr().err
     assert code == 2 and "Traceback" not in error
     assert str(path) in error and where in error and what in error, error

@@ -40,7 +40,8 @@ class RunTableState(struct.PyTreeNode):
     """Idle runs of all instances, and what their running requests hold."""
 
     #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
-    #: turn (-1: none), program (row of its first turn; of graphs, of the chain's), end of its time to live (epoch, us), 1 while pinned.
+    #: turn (-1: none), program (row of its first turn; of graphs, of the chain's), end of its time to live (epoch, us),
+    #: 1 while pinned.
     runs: Int[Array, "m 9 r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
