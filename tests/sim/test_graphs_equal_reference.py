@@ -156,7 +156,7 @@ def _orphans(workload: Workload, records) -> int:
 
 def test_the_diamond_by_hand() -> None:
     # Every step takes 1 ms. A (2 tokens) runs 0-2 ms on instance 0. B and C are ready at once, in table order: B goes
-    # to instance 0 for three steps, 2-5 ms, C to instance 1, 2-4 ms. D waits for both: max(5 + 1, 4 + 3) = 7 ms, a step.
+    # to instance 0 for three steps, 2-5 ms, C to instance 1, 2-4 ms. D waits for both: max(5 + 1, 4 + 3) = 7 ms, one
     lane = _diamond(VARIANTS[0])
     result = simulate(lane.workload, lane.engine, reference_step_time(TIMINGS[0]), num_instances=2, router=lane.router)
     times = [(r.arrival_us, r.first_scheduled_us, r.finish_us) for r in result.records]
