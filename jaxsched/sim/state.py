@@ -158,7 +158,7 @@ class Instance:
 
 
 class Paused(struct.PyTreeNode):
-    """Programs between two turns."""
+    """Programs between two turns; of graphs, turns that are ready and whose time has not come."""
 
     request: Int[Array, " p"]  # row of the next turn, -1 = free entry
     epoch: Int[Array, " p"]  # when it arrives
@@ -254,6 +254,7 @@ class State(struct.PyTreeNode):
     kv: Any = None  # the prefix cache, see sim/kv; None = off
     learned: Any = None  # what the retention policy has learned; None = nothing to learn
     tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
+    fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -340,4 +341,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         kv=init_cache(static, params),
         learned=_nothing_learned(static),
         tiers=init_tiers(static),
+        fired=zeros(num_requests, 3) if static.graphs else None,
     )

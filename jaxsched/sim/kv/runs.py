@@ -44,8 +44,8 @@ class RunTableState(struct.PyTreeNode):
     """Idle runs of all instances, and what their running requests hold."""
 
     #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
-    #: turn (-1: none), program (row of its first turn), end of its time to live (epoch, us), 1 while pinned.
-    #: With memory tiers two more, see `COPYING`.
+    #: turn (-1: none), program (row of its first turn; of graphs, of the chain's), end of its time to live (epoch, us),
+    #: 1 while pinned. With memory tiers two more, see `COPYING`.
     runs: Int[Array, "m f r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
@@ -232,7 +232,7 @@ class RunTable(KvCache):
         mine = (self.chain == own) & active
         put = lambda value, field: jnp.where(mine, value, field)
         self.high, self.stamp = put(high, self.high), put(self.clock, self.stamp)
-        self.next, self.program = put(row, self.next), put(self._requests.program[row], self.program)
+        self.next, self.program = put(row, self.next), put(self._owner(row), self.program)
         self.due_epoch, self.pinned, self.loading = put(-1, self.due_epoch), put(1, self.pinned), put(1, self.loading)
         self.clock = self.clock + 2 * active
 
@@ -332,6 +332,11 @@ class RunTable(KvCache):
         self.due_us = jnp.where(here, pin.due_us, self.due_us)
         self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
 
+    def _owner(self, row: Int[Array, ""]) -> Int[Array, ""]:
+        """Whose context the blocks of a row's own chain are: the program; in graphs the row at which the chain began."""
+        assert self._requests.chain is not None
+        return self._requests.chain[row] if self._static.graphs else self._requests.program[row]
+
     def _content(self, row: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """Own chain, group (as a chain) and blocks of the group prefix of a table row."""
         requests = self._requests
@@ -376,7 +381,7 @@ class RunTable(KvCache):
         self.low = jnp.where(mine, jnp.maximum(self.low, jnp.minimum(self.high, hit.blocks)), self.low)
         self._drop_empty()
         if self._static.pins or self._static.gated:  # the program has gone on: what is left of its past is garbage
-            self.next = jnp.where(active & (self.program == self._requests.program[row]), -1, self.next)
+            self.next = jnp.where(active & (self.program == self._owner(row)), -1, self.next)
             self.pinned = jnp.where(self.next < 0, 0, self.pinned)
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         self.registered = jnp.where(here, hit.blocks, self.registered)
