@@ -21,12 +21,12 @@ from jaxsched.sim.build import make_static
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
-from jaxsched.sim.tiers import LinkParams, TierParams
 from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
 from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
-from tests.oracle.tiers import LinkConfig, TierConfig
+from tests.oracle.tiers import TierConfig
 from tests.sim.graphs import random_forks, random_graphs, random_lines
 from tests.sim.harness import to_requests
+from tests.sim.tier_lanes import random_tiers, tier_params
 
 LATTICE_US = 1000
 #: The reference's (kind, order, asynchronous) of each scheduler.
@@ -237,43 +237,8 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
 
 
 def _random_tiers(variant: Variant, draw: random.Random, on_lattice: bool) -> TierConfig:
-    """Links from much faster to much slower than recomputation; hosts from nothing to more than all contexts."""
-
-    def link() -> LinkConfig:
-        grid = LATTICE_US if on_lattice else 1
-        block_us, launch_us = (draw.choice([0, 20, 700, 9_000]) // grid * grid for _ in range(2))
-        fraction = 0 if on_lattice else draw.randrange(1024)
-        return LinkConfig(block_us, fraction, launch_us, draw.choice([1, 4, 64]))
-
-    pool = max(variant.size.usable_tokens) // variant.block_size
-    overlap = draw.random() < 0.6
-    return TierConfig(
-        host_blocks=draw.choice([0, pool // 8, pool // 3, pool, 4 * pool]),
-        remote_blocks=draw.choice([0, 0, pool // 2, 8 * pool]) if variant.tiers == "remote" else 0,
-        host_out=link(),
-        host_in=link(),
-        remote_out=link(),
-        remote_in=link(),
-        overlap=overlap,
-        keep_copy=draw.random() < 0.7,
-        on_pause=draw.random() < 0.8,
-        on_preempt=draw.random() < 0.7,
-    )
-
-
-def tier_params(tiers: TierConfig) -> TierParams:
-    """As the machine takes them (NumPy)."""
-
-    def link(config: LinkConfig | None) -> LinkParams:
-        assert config is not None
-        return LinkParams(**{name: np.int32(value) for name, value in dataclasses.asdict(config).items()})
-
-    links = ("host_out", "host_in", "remote_out", "remote_in")
-    numbers = ("host_blocks", "remote_blocks", "overlap", "keep_copy", "on_pause", "on_preempt")
-    return TierParams(
-        **{name: link(getattr(tiers, name)) for name in links},
-        **{name: np.int32(getattr(tiers, name)) for name in numbers},
-    )
+    pool_blocks = max(variant.size.usable_tokens) // variant.block_size
+    return random_tiers(pool_blocks, variant.tiers == "remote", draw, LATTICE_US if on_lattice else 0)
 
 
 def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) -> Workload:

@@ -20,8 +20,8 @@ from tests.sim.clusters import RETENTION, TIMINGS, Lane, Variant, lane_inputs, r
 from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes, run_lanes_checked
 
 LANES = 150  # of each variant; four times as many with --full
-#: Lanes that must be compared. The others meet second copies of a block: a preempted request whose known tokens end with
-#: a block finds all of them, which happens more often with small blocks and with displacement.
+#: Lanes that must be compared. The others meet second copies of a block: a preempted request whose known tokens end
+#: with a block finds all of them, which happens more often with small blocks and with displacement.
 LEAST_COMPARED = 100
 COUNTS = {
     Count.HOST_OUT_BLOCKS: "host_out_blocks",

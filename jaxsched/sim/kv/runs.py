@@ -333,7 +333,7 @@ class RunTable(KvCache):
         self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
 
     def _owner(self, row: Int[Array, ""]) -> Int[Array, ""]:
-        """Whose context the blocks of a row's own chain are: the program; in graphs the row at which the chain began."""
+        """Whose context a row's own chain is: the program's; in graphs of the row at which the chain began."""
         assert self._requests.chain is not None
         return self._requests.chain[row] if self._static.graphs else self._requests.program[row]
 
