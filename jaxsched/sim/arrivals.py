@@ -116,9 +116,7 @@ def next_view_tick(static: SimStatic, state: State) -> jax.Array:
     return jnp.minimum(state.next_tick, state.routing.next_tick) if static.delayed_cache else state.next_tick
 
 
-def telemetry_tick(
-    static: SimStatic, params: SimParams, requests: Requests, state: State, active: jax.Array
-) -> State:
+def telemetry_tick(static: SimStatic, params: SimParams, requests: Requests, state: State, active: jax.Array) -> State:
     """Refresh what of the routers' delayed views is due at the next tick."""
     tick = next_view_tick(static, state)
     before = state
@@ -135,9 +133,7 @@ def telemetry_tick(
         seen = jax.tree.map(lambda new, old: jnp.where(due, new, old), seen, state.routing.seen)
         later = jnp.where(due, state.routing.next_tick + params.cache_delay_us, state.routing.next_tick)
         state = state.replace(routing=state.routing.replace(seen=seen, next_tick=later))
-    return state.replace(
-        now=jnp.where(active, tick, state.now), passed=jnp.where(active, -1, state.passed)
-    )
+    return state.replace(now=jnp.where(active, tick, state.now), passed=jnp.where(active, -1, state.passed))
 
 
 def take_arrival(

@@ -71,7 +71,7 @@ def recent_tokens(window: Window, bucket: Int[Array, ""]) -> Int[Array, "2 m"]:
 
 
 def add_recent(
-    window: Window, bucket: Int[Array, ""], m: Int[Array, ""], tokens: Int[Array, "2"], active: Bool[Array, ""]
+    window: Window, bucket: Int[Array, ""], m: Int[Array, ""], tokens: Int[Array, 2], active: Bool[Array, ""]
 ) -> Window:
     """Count a request for instance `m`."""
     place = (jnp.arange(NUM_BUCKETS) == bucket % NUM_BUCKETS) & active
@@ -88,8 +88,4 @@ def count_waiting(
     """A turn joins (+1) or leaves (-1) those that wait at instance `m`."""
     assert routing.waiting_tokens is not None and routing.unmatched is not None
     here = (jnp.arange(routing.waiting_tokens.shape[0]) == m) & active
-    return routing.replace(
-        waiting_tokens=routing.waiting_tokens + jnp.where(here, sign * routing.unmatched[row], 0)
-    )
-
-
+    return routing.replace(waiting_tokens=routing.waiting_tokens + jnp.where(here, sign * routing.unmatched[row], 0))

@@ -20,7 +20,7 @@ from jaxsched.sim.static import SimStatic
 class Sent(struct.PyTreeNode):
     """Records of all instances."""
 
-    blocks: Int[Array, "m e"]  # of each entry: chains by the row that began them, groups from the last entry on down; ids
+    blocks: Int[Array, "m e"]  # of each entry: chains by their first row, groups from the last entry on down; or ids
     stamp: Int[Array, "m e"]  # when they were last sent
     size: Int[Array, " m"]  # blocks in all
     clock: Int[Array, ""]
@@ -73,7 +73,7 @@ def add(static: SimStatic, sent: Sent, found: Match, m: Int[Array, ""], limit: A
     index = jnp.where(active, found.index, static.record_entries)
     here = jnp.arange(static.num_instances) == m
     before = sent.blocks[m].at[index].get(mode="fill", fill_value=0)
-    after = jnp.where(active, jnp.maximum(before, found.length), 0)
+    after = jnp.where(index < static.record_entries, jnp.maximum(before, found.length), before)
     order = jnp.arange(index.shape[0] - 1, -1, -1, dtype=jnp.int32)  # the end of a prompt goes before its beginning
     size = sent.size + jnp.where(here & active, jnp.sum(after - before), 0)
     blocks = sent.blocks.at[m, index].set(after, mode="drop")

@@ -220,7 +220,11 @@ class Dispatcher:
         best = max(score)
         weights = p["prefix_weight"], p["queue_weight"], p["kv_weight"], p["active_weight"]
         inputs = [
-            [x for x, weight in zip((matched[i], waits[i], views[i].used_blocks, active[i]), weights, strict=True) if weight]
+            [
+                x
+                for x, weight in zip((matched[i], waits[i], views[i].used_blocks, active[i]), weights, strict=True)
+                if weight
+            ]
             for i in range(len(views))
         ]
         others = [best - s for s, x in zip(score, inputs, strict=True) if x != inputs[score.index(best)]]

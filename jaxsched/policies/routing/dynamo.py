@@ -5,8 +5,8 @@ potential_prefill_blocks + decode_blocks``, smallest wins at temperature 0; pote
 requests in prefill there + prompt tokens of this one that are not cached there) / block size, decode_blocks = blocks of
 requests there with this one's. Default weight 1.
 
-Simplified: temperature 0 (softmax sampling is not there), ties to the lowest index (the real one: the smallest tree, then
-at random); a request in prefill counts with what is left of it, not whole until its first token; blocks that this
+Simplified: temperature 0 (softmax sampling is not there), ties to the lowest index (the real one: the smallest tree,
+then at random); a request in prefill counts with what is left of it, not whole until its first token; blocks that this
 request would share with running ones are counted for every instance alike. Block tiers and shared caches: not there.
 """
 

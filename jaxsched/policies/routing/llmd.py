@@ -5,7 +5,8 @@ cached share of the prompt's blocks; queue-scorer = (longest queue - queue) / (l
 kv-cache-utilization-scorer = 1 - share of KV blocks in use; max-score-picker. `active_weight` is for a score of the
 requests in flight of the same form as the queue's. vLLM's production stack routes by the same signals.
 
-Weights: 3 prefix, 2 queue, 2 KV (llm-d's guide for precise prefix-cache routing); any may be changed or learned, they are traced.
+Weights: 3 prefix, 2 queue, 2 KV (llm-d's guide for precise prefix-cache routing); they are traced, so any may be swept
+or learned.
 
 Simplified: ties go to the lowest index (the real one: at random among the best).
 """

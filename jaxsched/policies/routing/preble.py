@@ -1,8 +1,9 @@
 """Preble's E2 (exploitation + exploration): follow a long cached prefix, else go where the load of the last minutes is
 least.
 
-Source: Srivatsa et al., "Preble: Efficient Distributed Prompt Scheduling for LLM Serving" (ICLR 2025, arXiv 2407.00023),
-section 3.2; code WukLab/preble, multi_node/global_scheduler_with_time.py (`runtime_selector`, `SlidingWindowHistogram`).
+Source: Srivatsa et al., "Preble: Efficient Distributed Prompt Scheduling for LLM Serving" (ICLR 2025, arXiv
+2407.00023), section 3.2; code WukLab/preble, multi_node/global_scheduler_with_time.py (`runtime_selector`,
+`SlidingWindowHistogram`).
 
 Rule. If more of the prompt is cached somewhere than would have to be computed there: exploit, among the instances with
 the longest cached prefix the one of least cost. Else explore: the instance of least cost. Cost of an instance = what it
@@ -11,9 +12,9 @@ this prompt would make it compute. If the instance to exploit was sent more than
 the least loaded one: explore (post-assignment load adjustment; HIGH_LOAD_THRESHOLD = 1.5 in the first code). 0 = never.
 
 Simplified: costs are tokens instead of seconds, so prefill time is linear in tokens; output tokens are the predicted
-ones (the real one: the mean of the prefix so far) and count when the request is sent, not while it runs; no eviction cost
-(off in the code by default); hot prefixes are not replicated on purpose, they spread by exploring. The cache is the
-instances' own, live or late, instead of the scheduler's tree with evictions reported back.
+ones (the real one: the mean of the prefix so far) and count when the request is sent, not while it runs; no eviction
+cost (off in the code by default); hot prefixes are not replicated on purpose, they spread by exploring. The cache is
+the instances' own, live or late, instead of the scheduler's tree with evictions reported back.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ Defaults are those of the launcher (0.3, 64, 1.5, 2^26 characters, here 2^24 tok
 and 10,000 characters.
 
 Simplified: the tree holds full blocks, not characters, and an instance's part is cut at the insertion that exceeds the
-limit instead of every 30 to 120 s (`sim/sent.py`); of several workers with the same match the lowest index is taken (the
-real one takes the first of a hash map); loads may be late (`router_delay_ms`), the tree cannot.
+limit instead of every 30 to 120 s (`sim/sent.py`); of several workers with the same match the lowest index is taken
+(the real one takes the first of a hash map); loads may be late (`router_delay_ms`), the tree cannot.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def look(
 
     Args:
         taken: blocks that each instance has taken since its last event.
-        filled: tokens whose blocks are findable by now, of slots whose run has come further than its first step; else 0.
+        filled: tokens whose blocks are findable by now, of slots whose run has come further than its first step, else
+            0.
         wanted: false: what is returned will not be read, and may be wrong.
     """
     if kv is None:
@@ -93,7 +94,12 @@ def matched_blocks(static: SimStatic, requests: Requests, seen: Seen, row: Int[A
         def in_runs(runs, slots) -> Int[Array, ""]:
             chain, high = runs
             table = RunTable.seen(static, requests, chain, high, slots)
-            return jnp.minimum(table.resident(*table.content(row))[1], most)
+            own, group, group_blocks = table.content(row)
+            resident = table.resident(own, group, group_blocks)[1]
+            # (In a late view the program's previous turn may still hold what its next one will find.)
+            held = jnp.max(jnp.where(table.own == own, table.registered, 0))
+            resident = jnp.where(resident >= group_blocks, jnp.maximum(resident, held), resident)
+            return jnp.minimum(resident, most)
 
         return jax.vmap(in_runs)(seen.runs, seen.slots)
 
