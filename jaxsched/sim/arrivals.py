@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxsched.sim import sent
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.event import Tally, ceil_blocks
+from jaxsched.sim.graph import arrive_turn
 from jaxsched.sim.kv.seen import Seen, look, matched_blocks
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
@@ -285,7 +286,7 @@ def take_arrival(
             instance=record.instance.at[where].set(m, mode="drop"),
             arrival=record.arrival.at[where].set(jnp.stack(stamp), mode="drop"),
         )
-    return state.replace(
+    state = state.replace(
         now=jnp.where(active, now, state.now),
         passed=jnp.where(active & (now > state.now), -1, state.passed),
         arrivals=state.arrivals + one_program,
@@ -298,3 +299,6 @@ def take_arrival(
         learned=learned,
         routing=routing,
     )
+    if static.graphs:
+        state = arrive_turn(requests, state, request, stamp, program, m, joins)
+    return state
