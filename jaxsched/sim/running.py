@@ -170,8 +170,8 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     swaps = event.tiers.params.on_preempt > 0 if static.tiered else jnp.bool_(False)
     inst.free = inst.free + offload.release(event, slot, active, held, None, swaps)
     inst.running = inst.running - active
-    event.add_waiting(+1, active, prompt)
-    event.state = state.replace(
+    event.add_waiting(+1, active, prompt, column[Col.REQUEST])
+    event.state = event.state.replace(
         budget=state.budget + jnp.where(active, given, 0),
         preempted=jnp.where(active & memory, 1, state.preempted),
     )
