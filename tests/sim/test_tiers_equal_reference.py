@@ -6,6 +6,7 @@ more than everything, copies overlap or the engine waits: all as lanes of one pr
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import jax
@@ -108,7 +109,7 @@ def test_an_overfull_tier_an_empty_copy_and_a_context_held_twice_are_found() -> 
     params, requests = jax.tree.map(lambda x: x[0], lane_inputs(variant, [random_lane(variant, 0)]))
     static = variant.static()
     state = jax.jit(lambda p: init_state(static, p, variant.size.num_rows))(params)
-    check = jax.jit(lambda p, s: violations(static, p, requests, s))
+    check = jax.jit(functools.partial(violations, static))
     assert state.tiers is not None and params.tiers is not None
 
     def with_copies(*copies: tuple[int, int, int]) -> int:
@@ -116,7 +117,7 @@ def test_an_overfull_tier_an_empty_copy_and_a_context_held_twice_are_found() -> 
         for place, copy in enumerate(copies):
             table[0, :3, place] = copy
         damaged = state.replace(tiers=state.tiers.replace(host=table))
-        return int(check(params.replace(tiers=params.tiers.replace(host_blocks=np.int32(10))), damaged))
+        return int(check(params.replace(tiers=params.tiers.replace(host_blocks=np.int32(10))), requests, damaged))
 
     assert with_copies((3, 1, 5), (4, 0, 6)) == 0
     assert with_copies((3, 1, 5), (4, 0, 7)) == Violation.TIERS
