@@ -122,7 +122,7 @@ def telemetry_tick(static: SimStatic, params: SimParams, requests: Requests, sta
     tick = next_view_tick(static, state)
     before = state
     if static.delayed_view:
-        due = active & (state.next_tick == tick)
+        due = active & (state.next_tick == tick) if static.delayed_cache else active
         view = live_view(static, params, before, tick)
         state = state.replace(
             view=jnp.where(due, view, state.view),

@@ -95,7 +95,7 @@ def matched_blocks(static: SimStatic, requests: Requests, seen: Seen, row: Int[A
             chain, high = runs
             table = RunTable.seen(static, requests, chain, high, slots)
             own, group, group_blocks = table.content(row)
-            resident = table.resident(own, group, group_blocks)[1]
+            resident = table.resident(own, group, group_blocks)[-1]
             # (In a late view the program's previous turn may still hold what its next one will find.)
             held = jnp.max(jnp.where(table.own == own, table.registered, 0))
             resident = jnp.where(resident >= group_blocks, jnp.maximum(resident, held), resident)
