@@ -254,6 +254,7 @@ def take_arrival(
         routing = routing.replace(unmatched=routing.unmatched.at[at].set(unmatched, mode="drop"))
         routing = count_waiting(routing, m, request, +1, joins)
         if static.route_by_window:
+            assert routing.window is not None
             tokens = jnp.stack([unmatched, predicted])
             window = add_recent(routing.window, bucket_now(state.epoch, now), m, tokens, active)
             routing = routing.replace(window=window)

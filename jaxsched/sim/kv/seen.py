@@ -7,6 +7,8 @@ how long the runs are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -37,7 +39,7 @@ Seen = RunsSeen | BlocksSeen | None
 
 def look(
     static: SimStatic,
-    requests: Requests | None,
+    requests: Any,  # Requests; only handed on to the tables, which do not read it here
     kv: RunTableState | BlockTableState | None,
     taken: Int[Array, " m"],
     filled: Int[Array, "m s"],
