@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-#: Chain of an unused entry, and of a copy that nobody will read again (its blocks are the first to be dropped).
+#: Chain of an unused entry, and of a copy that nobody will read again (dropped once no transfer needs it).
 UNUSED, DISCARDED = -1, -2
 #: Rows of a table: chain, first block, end (blocks), stamp of the last use, time from which it can be read, time until
 #: which a transfer needs it (both in us relative to the epoch).
@@ -88,12 +88,13 @@ class Copies:
 
         `ready` and `busy` are the end of the transfer that writes it; with nothing to add it is only touched.
         """
+        # (What was discarded goes first anyway. It goes now, or its entries would pile up where there is room for all.)
+        self.chain = jnp.where((self.chain == DISCARDED) & (self.busy <= now), UNUSED, self.chain)
         add = jnp.where(active, add, 0)
         mine = self.chain == chain
         owed = jnp.maximum(add - (self.capacity - jnp.sum(self._length)), 0)
         droppable = (self.chain != UNUSED) & ~mine & (self.busy <= now)
-        key = jnp.where(self.chain == DISCARDED, self.stamp - 2**29, self.stamp)
-        self.high = self.high - take_oldest(key, jnp.where(droppable, self._length, 0), owed)
+        self.high = self.high - take_oldest(self.stamp, jnp.where(droppable, self._length, 0), owed)
         self.chain = jnp.where(self.high > self.low, self.chain, UNUSED)
 
         index = jnp.arange(mine.shape[0], dtype=jnp.int32)
