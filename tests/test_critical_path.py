@@ -31,7 +31,7 @@ def test_a_chain_takes_the_sum_of_its_turns_and_pauses() -> None:
 
 
 def test_a_graph_takes_as_long_as_its_longest_path() -> None:
-    service = np.array([2.0, 9.0, 3.0, 5.0, 1.0, 6.5, 0.25])  # rows: turn 0, the other program, turns 1 to 5
+    # 0 -> 1 (pause 1 s), 0 -> 2, both -> 3; 4 begins 0.5 s after the arrival of 0, nothing waits for it; 5 waits for
     # 2, and comes 30 s after the program at the earliest. A second program of one turn between them in the table.
     edges = Edges.of(
         [1, 2, 3, 3, 4, 5, 5],
