@@ -27,7 +27,7 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
-from jaxsched.slots import first_slots
+from jaxsched.slots import first_slots, mean_turn
 from jaxsched.workloads import Preset, Workload
 from jaxsched.xla import compiler_options, loop_is_native
 
@@ -66,6 +66,7 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
         scenario.usable_blocks,
         num_instances=scenario.num_instances,
         view_delay_us=scenario.router_delay_us,
+        cache_delay_us=scenario.cache_delay_us,
         timeout_us=scenario.timeouts(),
         slo_ttft_us=scenario.limits("ttft_us"),
         slo_tpot_us=scenario.limits("tpot_us"),
@@ -137,6 +138,7 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         num_slots=scenario.num_slots,
         timeouts=any(scenario.timeouts()),
         delayed_view=scenario.router_delay_us > 0,
+        delayed_cache=scenario.cache_delay_us > 0,
         max_run_steps=scenario.max_run_steps,
         block_size=scenario.block_size,
         num_paused=scenario.max_paused_programs,
@@ -167,7 +169,7 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
 
     def start(params: SimParams, requests: Requests, first, epoch, us) -> State:
         state = init_state(static, params, requests.num_rows)
-        return state.replace(arrivals=first, epoch=epoch, now=us, next_tick=_shifted(static, state, us))
+        return _shifted(static, state.replace(arrivals=first, epoch=epoch, now=us), us)
 
     def chunk(params: SimParams, requests: Requests, state: State):
         def stretch(carry, _):
@@ -191,14 +193,25 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
     return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options(native_loop))
 
 
-def programs(static: SimStatic, lanes: Lanes, num_devices: int):
-    """Compiled start and chunk programs of lanes that divide over the devices."""
-    native = loop_is_native(static, len(lanes.first_program) // num_devices)
-    return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native)
+def programs(static: SimStatic, lanes: Lanes, num_devices: int, native_loop: bool | None = None):
+    """Compiled start and chunk programs of lanes that divide over the devices.
+
+    `native_loop`: how XLA compiles the loop on a CPU (`xla.loop_is_native`); None: as the number of turns suggests.
+    """
+    if native_loop is None:
+        _, _, turns_per_program = mean_turn(lanes.requests)
+        turns = turns_per_program * int(np.max(np.asarray(lanes.requests.num_programs)))
+        native_loop = loop_is_native(static, len(lanes.first_program) // num_devices, turns)
+    return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native_loop)
 
 
-def _shifted(static: SimStatic, state: State, us):
-    return state.next_tick + us if static.delayed_view else state.next_tick
+def _shifted(static: SimStatic, state: State, us) -> State:
+    """First ticks of the routers' late views, of a lane that begins at `us`."""
+    if static.delayed_view:
+        state = state.replace(next_tick=state.next_tick + us)
+    if static.delayed_cache:
+        state = state.replace(routing=state.routing.replace(next_tick=state.routing.next_tick + us))
+    return state
 
 
 def _snapshot(state: State) -> dict[str, jax.Array]:
