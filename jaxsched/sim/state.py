@@ -21,6 +21,7 @@ from jaxsched.sim.kv import init_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.routing import init_routing
 from jaxsched.sim.static import SimStatic
+from jaxsched.sim.tiers import TierState, init_tiers
 
 EMPTY, WAITING, DEAD = -1, -2, -3  # values of the `order` field below zero; >= 0: running, admission number
 
@@ -113,6 +114,12 @@ class Count(enum.IntEnum):
     MEASURED_ARRIVED = 13
     MICRO_STEPS = 14
     CACHED_TOKENS = 15  # found in the prefix cache at admissions
+    HOST_OUT_BLOCKS = 16  # copied from HBM to host memory
+    HOST_IN_BLOCKS = 17  # copied from host memory to HBM
+    REMOTE_OUT_BLOCKS = 18  # copied from host memory to the remote pool
+    REMOTE_IN_BLOCKS = 19  # copied from the remote pool to host memory
+    TRANSFERS = 20  # operations of all these copies
+    STALL_US = 21  # time that instances waited for copies
 
 
 @dataclasses.dataclass
@@ -248,6 +255,7 @@ class State(struct.PyTreeNode):
     kv: Any = None  # the prefix cache, see sim/kv; None = off
     routing: Any = None  # memory of a cache-aware router (sim/routing.py); None: the router has none
     learned: Any = None  # what the retention policy has learned; None = nothing to learn
+    tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
 
@@ -335,5 +343,6 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         kv=init_cache(static, params),
         routing=init_routing(static, params, num_requests),
         learned=_nothing_learned(static),
+        tiers=init_tiers(static),
         fired=zeros(num_requests, 3) if static.graphs else None,
     )

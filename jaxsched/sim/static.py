@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxsched.sim.retain import RetainHead
+from jaxsched.sim.retain import OffloadRule, RetainHead
 from jaxsched.sim.views import QueueView, RouterView
 
 #: order head: (parameters, view of one row) -> int32 key per slot, the smallest runs next,
@@ -26,7 +26,7 @@ CACHE_VIEWS = ("none", "cache", "record")
 class SchedulerSpec:
     """The parts of a scheduler that change the program. Semantics: docs/semantics.md, sections 3, 4 and 6."""
 
-    name: str
+    name: str = dataclasses.field(compare=False)  # for messages: equal rules are one compiled program
     family: str = "v1"  # one of FAMILIES: which schedule() is compiled
     order: OrderHead | None = None  # None: FCFS deque (arrivals at the back, preempted at the front)
     static_keys: bool = True  # keys of waiting requests cannot change while they wait
@@ -35,6 +35,7 @@ class SchedulerSpec:
     asynchronous: bool = False  # one step ahead: schedule step k+1 when step k starts
     retain: RetainHead | None = None  # pins the KV of paused programs; None: least recently released (vLLM)
     gate: bool = False  # new programs enter only while the contexts of begun ones leave room
+    offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -61,6 +62,8 @@ class SimStatic:
     cache_entries: int = 0  # blocks: the largest pool; runs: idle runs that an instance can hold
     max_blocks: int = 0  # full blocks of the longest turn
     num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
+    host_tier: bool = False  # instances have host memory for contexts (used if the scheduler offloads)
+    remote_tier: bool = False  # ... and a pool behind it that all share
     timeouts: bool = False  # some class has a timeout
     delayed_view: bool = False  # routers see the state of the last telemetry tick
     route_by_blocks: bool = False  # the router reads KV use: kept per step of a run, and of waiting prompts
@@ -88,6 +91,20 @@ class SimStatic:
             raise ValueError(f"the {self.scheduler.family} engines have no prefix cache")
         if (self.scheduler.retain or self.scheduler.gate) and self.prefix_cache == "blocks":
             raise ValueError("retention policies and the gate need chains of runs (prefix_cache = runs)")
+        if self.remote_tier and not self.host_tier:
+            raise ValueError("the remote pool is reached through host memory")
+        if self.tiered and (self.scheduler.order is None or self.scheduler.asynchronous):
+            raise ValueError("memory tiers need an ordered queue and synchronous stepping")
+
+    @property
+    def tiered(self) -> bool:
+        """Whether contexts move between HBM and host memory."""
+        return self.scheduler.offload is not None and self.host_tier and self.prefix_cache == "runs"
+
+    @property
+    def pins(self) -> bool:
+        """Whether contexts can be pinned: by retention, or because they have just been loaded."""
+        return self.retains or self.tiered
 
     @property
     def retains(self) -> bool:

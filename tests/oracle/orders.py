@@ -9,11 +9,22 @@ from dataclasses import dataclass
 from tests.oracle.data import EngineConfig, Request
 
 #: Orders in which a waiting request may push out a running one.
-PREEMPTIVE = ("srpt", "mlfq")
+PREEMPTIVE = ("srpt", "mlfq", "fastswitch")
+EPOCH_US = 2**30  # the update clock of fastswitch begins anew at each
 
 
-def order_key(config: EngineConfig, request: Request) -> int:
+def _mix(x: int) -> int:
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def order_key(config: EngineConfig, request: Request, now_us: int) -> int:
     """The integer that the preemptive orders compare: smaller goes first."""
+    if config.order == "fastswitch":
+        period_us = config.switch_update_us
+        period = now_us // EPOCH_US * (EPOCH_US // period_us + 1) + now_us % EPOCH_US // period_us
+        return _mix(_mix(period * 0x9E3779B9 & 0xFFFFFFFF) ^ request.program) & 0x7FFFFFFF
     if config.order == "srpt":
         return max(request.predicted_tokens - request.gen, 1)
     assert config.order == "mlfq"
@@ -56,7 +67,7 @@ def choose(config: EngineConfig, waiting: list[Request], now_us: int, pinned: Co
     if config.order == "sjf":
         return Choice(min(ready, key=lambda r: (r.predicted_tokens, r.sequence)))
     if config.order in PREEMPTIVE:
-        return Choice(min(ready, key=lambda r: (order_key(config, r), r.sequence)))
+        return Choice(min(ready, key=lambda r: (order_key(config, r, now_us), r.sequence)))
     assert config.order == "ewsjf"
     return _choose_ewsjf(config, ready, now_us)
 
@@ -86,6 +97,6 @@ def memory_victim(config: EngineConfig, running: list[Request]) -> Request:
     return running[-1]
 
 
-def order_victim(config: EngineConfig, running: list[Request]) -> Request:
+def order_victim(config: EngineConfig, running: list[Request], now_us: int) -> Request:
     """Who gives way to a better waiting request: the largest key, ties: the last admitted."""
-    return max(reversed(running), key=lambda r: order_key(config, r))
+    return max(reversed(running), key=lambda r: order_key(config, r, now_us))
