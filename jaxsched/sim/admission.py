@@ -56,6 +56,8 @@ def refill_window(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     _place(event, slot, moves, column, prompt, WAITING)
     _pop(event, moves)
     event.write_column(slot, column, moves)
+    if event.service is not None:
+        event.service.enter(slot, moves, event.requests.program[column[Col.REQUEST]])
     return active & (inst.length > 0) & (num_free > 1)
 
 
@@ -98,6 +100,8 @@ def queue_view(event: Event) -> QueueView:
         priority=columns[:, Col.PRIORITY],
         sequence=columns[:, Col.SEQUENCE],
         wait_us=event.since(event.now, columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
+        advanced_mask=None if event.service is None else event.service.advanced(slots.known),
+        attained_us=None if event.service is None else event.service.attained(event.running_mask),
     )
 
 
@@ -276,6 +280,8 @@ def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, token
     inst.free = inst.free - jnp.where(active, blocks + cached.idle, 0)
     inst.running = inst.running + active
     event.add_waiting(-1, active, prompt)
+    if event.service is not None:
+        event.service.begin(slot, active, slots.known)
     if caching:
         event.cache_scheduled(active, slot)
     state = event.state

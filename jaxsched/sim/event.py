@@ -16,6 +16,7 @@ from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.service import ServiceRow
 from jaxsched.sim.state import (
     Col,
     Count,
@@ -108,6 +109,7 @@ class Event:
     inst: Instance
     kv: KvCache
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
+    service: ServiceRow | None = None  # attained service, where the order asks for it
     writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
 
     @classmethod
@@ -116,12 +118,14 @@ class Event:
         rows = jax.lax.dynamic_index_in_dim(state.slots, m, 0, keepdims=False)
         scalars = jax.lax.dynamic_index_in_dim(state.instance, m, 1, keepdims=False)
         scalars = scalars + jnp.where(state.pending_writes.joined == m, state.pending_writes.change, 0)
+        rule = static.scheduler.service
         return cls(
             static, params, requests, state, tally, m, now,
             Slots(*(rows[i] for i in range(rows.shape[0]))),
             Instance(*(scalars[i] for i in range(scalars.shape[0]))),
             load_cache(static, requests, state, m),
             {} if static.trace else None,
+            ServiceRow(rule, state.service, m, state.epoch, now) if rule is not None else None,
         )  # fmt: skip
 
     def store(self) -> State:
@@ -144,6 +148,7 @@ class Event:
         return self.state.replace(
             flags=flags,
             kv=self.kv.store(self.state.kv),
+            service=None if self.service is None else self.service.store(self.state.service),
             pending_writes=pending,
             slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
         )

@@ -111,6 +111,9 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         slots.aux = set_where(mask, 0, slots.aux)
 
     book_leaving(event, column, is_finish)
+    if event.service is not None:
+        program = event.requests.program[column[Col.REQUEST]]
+        event.service.finish(slot, is_finish, program, (column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US]))
     event.tally.count(Count.TIMED_OUT, here & ~is_finish)
     event.record(
         column[Col.REQUEST],

@@ -167,6 +167,8 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     inst.free = inst.free + event.kv.release(slot, active, held)
     inst.running = inst.running - active
     event.add_waiting(+1, active, prompt)
+    if event.service is not None:
+        event.service.stop(slot, active)
     event.state = state.replace(
         budget=state.budget + jnp.where(active, given, 0),
         preempted=jnp.where(active & memory, 1, state.preempted),

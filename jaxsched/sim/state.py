@@ -19,6 +19,7 @@ from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.kv import init_cache
 from jaxsched.sim.params import SimParams
+from jaxsched.sim.service import init_service
 from jaxsched.sim.static import SimStatic
 
 EMPTY, WAITING, DEAD = -1, -2, -3  # values of the `order` field below zero; >= 0: running, admission number
@@ -246,6 +247,7 @@ class State(struct.PyTreeNode):
     record: Record
     kv: Any = None  # the prefix cache, see sim/kv; None = off
     learned: Any = None  # what the retention policy has learned; None = nothing to learn
+    service: Any = None  # attained service (sim/service.py); None = the order does not ask
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -257,6 +259,12 @@ QUEUE_WIDTH_SESSIONS = 6  # entry, sequence, arrival (epoch, us), program arriva
 def _nothing_learned(static: SimStatic) -> Any:
     head = static.scheduler.retain
     return head.start(static.num_tools) if static.retains and head is not None and head.start is not None else None
+
+
+def _nobody_served(static: SimStatic, num_requests: int) -> Any:
+    if static.scheduler.service is None:
+        return None
+    return init_service(static.num_instances, static.num_slots, num_requests if static.num_paused else 1)
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
@@ -331,4 +339,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         ),
         kv=init_cache(static, params),
         learned=_nothing_learned(static),
+        service=_nobody_served(static, num_requests),
     )

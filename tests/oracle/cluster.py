@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.oracle import attained
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
 from tests.oracle.routing import Dispatcher
@@ -71,7 +72,8 @@ class _Cluster:
         first_turns = workload.arrival_us[: workload.num_programs]
         assert first_turns == sorted(first_turns), "programs must be in arrival order"
         self.workload = workload
-        self.instances = [Instance(engine, step_time) for _ in range(num_instances)]
+        programs: attained.Programs = {}
+        self.instances = [Instance(engine, step_time, programs) for _ in range(num_instances)]
         self.dispatcher = Dispatcher(router, self.instances, uniform)
         self.records = [Record(row) for row in range(len(workload.prompt_tokens))]
         self.returns: list[tuple[int, int]] = []  # heap of (time, row)

@@ -6,14 +6,18 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from tests.oracle import attained
 from tests.oracle.data import EngineConfig, Request
 
 #: Orders in which a waiting request may push out a running one.
-PREEMPTIVE = ("srpt", "mlfq")
+PREEMPTIVE = ("srpt", "mlfq", "plas", "atlas")
+BY_SERVICE = ("plas", "atlas")
 
 
-def order_key(config: EngineConfig, request: Request) -> int:
+def order_key(config: EngineConfig, request: Request, now_us: int, pinned: Collection[int] = ()) -> int:
     """The integer that the preemptive orders compare: smaller goes first."""
+    if config.order in BY_SERVICE:
+        return _service_key(config, request, now_us, request.row in pinned)
     if config.order == "srpt":
         return max(request.predicted_tokens - request.gen, 1)
     assert config.order == "mlfq"
@@ -22,6 +26,16 @@ def order_key(config: EngineConfig, request: Request) -> int:
         if attained <= config.mlfq_quantum * 2**level:
             return level
     return config.mlfq_levels - 1
+
+
+def _service_key(config: EngineConfig, request: Request, now_us: int, is_pinned: bool) -> int:
+    level = attained.level(config, request, now_us)
+    if request.is_running:
+        advanced = request.num_tokens > request.service.began_tokens
+        return 2 * level if config.preempts and advanced else -2
+    if is_pinned and config.pinned_first == 2:
+        return -1
+    return 2 * level + (not (is_pinned and config.pinned_first))
 
 
 @dataclass
@@ -56,7 +70,7 @@ def choose(config: EngineConfig, waiting: list[Request], now_us: int, pinned: Co
     if config.order == "sjf":
         return Choice(min(ready, key=lambda r: (r.predicted_tokens, r.sequence)))
     if config.order in PREEMPTIVE:
-        return Choice(min(ready, key=lambda r: (order_key(config, r), r.sequence)))
+        return Choice(min(ready, key=lambda r: (order_key(config, r, now_us, pinned), r.sequence)))
     assert config.order == "ewsjf"
     return _choose_ewsjf(config, ready, now_us)
 
@@ -86,6 +100,6 @@ def memory_victim(config: EngineConfig, running: list[Request]) -> Request:
     return running[-1]
 
 
-def order_victim(config: EngineConfig, running: list[Request]) -> Request:
+def order_victim(config: EngineConfig, running: list[Request], now_us: int) -> Request:
     """Who gives way to a better waiting request: the largest key, ties: the last admitted."""
-    return max(reversed(running), key=lambda r: order_key(config, r))
+    return max(reversed(running), key=lambda r: order_key(config, r, now_us))

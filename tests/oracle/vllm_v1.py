@@ -68,9 +68,11 @@ def _preempt_for_order(engine: Instance, call: Call) -> None:
         fits = _blocks(engine, candidate, candidate.num_tokens, pool.lookup(candidate)) <= pool.free
         if fits and len(running) < config.max_num_seqs:
             return
-        victim = order_victim(config, running)
-        if order_key(config, victim) <= order_key(config, candidate):
+        victim = order_victim(config, running, call.now_us)
+        pinned = pool.pinned_turns()
+        if order_key(config, victim, call.now_us) <= order_key(config, candidate, call.now_us, pinned):
             return
+        engine.noted["displaced"] += 1
         engine.preempt(call, victim)
 
 

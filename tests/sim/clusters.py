@@ -41,6 +41,8 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "ewsjf": ("vllm", "ewsjf", False),
     "pfcfs": ("vllm", "pfcfs", False),
     "continuum": ("vllm", "continuum", False),
+    "plas": ("vllm", "plas", False),
+    "atlas": ("vllm", "atlas", False),
 }
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
@@ -184,6 +186,15 @@ def random_lane(variant: Variant, seed: int) -> Lane:
 def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> EngineConfig:
     kind, order, asynchronous = ENGINES[variant.base]
     parts = variant.parts
+    by_service: dict[str, Any] = {}
+    if order in ("plas", "atlas"):
+        by_service = {
+            "quantum_us": draw.choice([5, 20, 80]) * 1000,
+            "num_levels": draw.choice([2, 4, 10]),
+            "starvation_ratio": draw.choice([0, 1, 3]),
+            "preempts": draw.random() < 0.7,
+            "pinned_first": draw.randrange(3),
+        }
     rule = next((part for part in parts if part != "gate"), "")
     if parts and order == "fcfs":
         order = "arrival"  # a queue that pins and the gate can look into
@@ -221,6 +232,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         clair_price=draw.choice([0.001, 0.003, 0.01]) if rule == "clair" else 0.0,
         gate_fraction=draw.choice([0.25, 0.5, 0.75, 1.0]) if "gate" in parts else 0.0,  # exact in float32
         **ORDER_CONFIG,
+        **by_service,
     )
 
 
@@ -330,6 +342,7 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
             watermark_blocks=column([engine.watermark_blocks for engine in engines]),
             max_model_len=column([engine.max_model_len for engine in engines]),
             gate_fraction=np.asarray([engine.gate_fraction for engine in engines], np.float32),
+            **_service_params(variant, engines),
             retain=np.asarray([_retain_params(engine) for engine in engines], np.float32),
         ),
         usable_blocks=np.repeat(usable[:, None], variant.size.num_instances, axis=1),
@@ -341,6 +354,16 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
     blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
     tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)
+
+
+def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, np.ndarray]:
+    """Orders by attained service take their parameters lane by lane."""
+    if variant.base not in ("plas", "atlas"):
+        return {}
+    rows = [
+        (e.quantum_us // 1000, e.num_levels, e.starvation_ratio, int(e.preempts), e.pinned_first) for e in engines
+    ]
+    return {"order": np.asarray(rows, np.int32)}
 
 
 def _retain_params(engine: EngineConfig) -> list[float]:
