@@ -6,14 +6,17 @@ import dataclasses
 import difflib
 
 from jaxsched.errors import UserError
+from jaxsched.policies.aggressive import AGGRESSIVE
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
+from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
 from jaxsched.policies.ewsjf import EWSJF
 from jaxsched.policies.gittins import GITTINS, GITTINS_RETENTION
 from jaxsched.policies.mlfq import MLFQ
 from jaxsched.policies.orca import ORCA
+from jaxsched.policies.past_future import PAST_FUTURE
 from jaxsched.policies.plas import PLAS
 from jaxsched.policies.program_fcfs import PROGRAM_FCFS, arrival_order
 from jaxsched.policies.routers import ROUTERS
@@ -29,6 +32,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     for entry in (
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
+        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.arrivals import in_measured_cohort
+from jaxsched.sim.admit import AdmitHead, AdmitView, lengths_of, words_of
+from jaxsched.sim.arrivals import hash_bits, in_measured_cohort
 from jaxsched.sim.clock import relative_us
 from jaxsched.sim.event import Event, ceil_blocks, count, first_slot, set_where, slot_with
 from jaxsched.sim.kv import Hit
@@ -121,6 +122,26 @@ def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
     return (would_be < limit) | (event.inst.running == 0)
 
 
+def _head_lets_in(event: Event, head: AdmitHead, row, known, prompt, cached: Hit) -> Bool[Array, ""]:
+    """Whether the policy's own memory test lets a candidate in."""
+    static, slots, sched = event.static, event.slots, event.params.scheduler
+    join = lambda field, value: jnp.concatenate([field, jnp.reshape(value, (1,))])
+    rows = join(event.columns()[:, Col.REQUEST], row)
+    held = event.runs.pinned_blocks() - cached.pinned if static.retains else jnp.int32(0)
+    view = AdmitView(
+        mask=join(event.running_mask, jnp.bool_(True)),
+        candidate_mask=jnp.arange(static.num_slots + 1) == static.num_slots,
+        known_tokens=join(slots.known, known),
+        generated_tokens=join(slots.known - slots.prompt, known - prompt),
+        words=words_of(event.params.seed, rows, head.num_draws, hash_bits),
+        lengths=lengths_of(event.state.lengths, event.m),
+        pool_tokens=event.params.usable_blocks[event.m] * static.block_size,
+        held_tokens=held * static.block_size,
+        block_size=static.block_size,
+    )
+    return head.fits(sched.admit, view)
+
+
 def admission_step(
     event: Event, active: Bool[Array, ""], may_displace: Bool[Array, ""]
 ) -> tuple[Bool[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
@@ -214,6 +235,10 @@ def admission_step(
     else:
         blocks = reserved = ceil_blocks(static, sched.max_model_len)
         memory = blocks <= inst.free
+    stays_out = ~(memory & fits)
+    if (head := static.scheduler.admit) is not None:
+        memory &= _head_lets_in(event, head, column[Col.REQUEST], known, prompt, cached) | (inst.running == 0)
+        stays_out = ~(memory & fits) if head.stays_out else stays_out
     if fcfs:  # in a row shorter than full; whatever else keeps a request out does so in full rows too
         short = active & may & ~dead & ~expired & fits & memory & ~room_for_slot
         event.state = state.replace(flags=state.flags | jnp.where(short, int(Flag.SLOTS_SHORT), 0))
@@ -246,7 +271,7 @@ def admission_step(
     blocked = seats | ~room_for_slot
     if static.prefix_cache != "blocks":
         # (In a block table a running request's outputs may be the candidate's prompt: its hits can grow during a run.)
-        waits = may & ~expired & ~(memory & fits)
+        waits = may & ~expired & stays_out
         if static.gated:  # the gate may close before a new program, and so let another one be the candidate
             waits &= ~jnp.any(enters & (event.index == slot))
         blocked |= waits

@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.sim.admit import learn_length
 from jaxsched.sim.clock import add_us, relative_us
 from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
 from jaxsched.sim.kv import Pin
@@ -130,6 +131,9 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         event.record(column[Col.REQUEST], undelivered, first_token=(jnp.int32(-1), jnp.int32(-1)))
     event.note(finished=jnp.where(is_finish, column[Col.REQUEST], -1), left=jnp.where(here, column[Col.REQUEST], -1))
     event.note(leaving=active, free_left=inst.free)
+    if event.state.lengths is not None:
+        lengths = learn_length(event.state.lengths, event.m, column[Col.OUTPUT], is_finish)
+        event.state = event.state.replace(lengths=lengths)
     pause_program(event, column, is_finish)
     return active & (num_finished_or_expired > 1)
 

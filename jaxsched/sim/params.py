@@ -21,6 +21,7 @@ class SchedulerParams(struct.PyTreeNode):
     max_model_len: Int[Array, ""]  # tokens; what `orca` and `static` reserve
     order: Int[Array, " k"]  # parameters of the order head, see the policy's file
     retain: Float[Array, " r"]  # parameters of the retention head, see the policy's file
+    admit: Float[Array, " a"]  # parameters of the admission head, see the policy's file
     gate_fraction: Float[Array, ""]  # share of the pool that the contexts of begun programs may fill
 
 

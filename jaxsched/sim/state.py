@@ -247,6 +247,7 @@ class State(struct.PyTreeNode):
     record: Record
     kv: Any = None  # the prefix cache, see sim/kv; None = off
     learned: Any = None  # what the retention policy has learned; None = nothing to learn
+    lengths: Any = None  # output lengths seen, a window per instance (sim/admit.py); None = admission does not ask
     service: Any = None  # attained service (sim/service.py); None = the order does not ask
 
 
@@ -259,6 +260,11 @@ QUEUE_WIDTH_SESSIONS = 6  # entry, sequence, arrival (epoch, us), program arriva
 def _nothing_learned(static: SimStatic) -> Any:
     head = static.scheduler.retain
     return head.start(static.num_tools) if static.retains and head is not None and head.start is not None else None
+
+
+def _no_lengths(static: SimStatic, params: SimParams) -> Any:
+    head = static.scheduler.admit
+    return None if head is None or head.start is None else head.start(params.scheduler.admit, static.num_instances)
 
 
 def _nobody_served(static: SimStatic, num_requests: int) -> Any:
@@ -339,5 +345,6 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         ),
         kv=init_cache(static, params),
         learned=_nothing_learned(static),
+        lengths=_no_lengths(static, params),
         service=_nobody_served(static, num_requests),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 
+from jaxsched.sim.admit import AdmitHead
 from jaxsched.sim.retain import RetainHead
 from jaxsched.sim.service import ServiceRule
 from jaxsched.sim.views import QueueView, RouterView
@@ -34,11 +35,14 @@ class SchedulerSpec:
     asynchronous: bool = False  # one step ahead: schedule step k+1 when step k starts
     retain: RetainHead | None = None  # pins the KV of paused programs; None: least recently released (vLLM)
     gate: bool = False  # new programs enter only while the contexts of begun ones leave room
+    admit: AdmitHead | None = None  # a memory test at admission beyond the engine's own (V1 family)
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"unknown scheduler family {self.family!r}, expected one of {FAMILIES}")
+        if self.admit is not None and (self.family != "v1" or self.asynchronous):
+            raise ValueError("admission heads need a synchronous V1 engine")
         if self.service is not None and (self.order is None or self.asynchronous):
             raise ValueError("attained service needs an ordered queue and a synchronous engine")
 
