@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.oracle import attained
+from tests.oracle.admission import WORD_BITS
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
 from tests.oracle.routing import Dispatcher
 
+FIRST_DRAW = 16  # of the uniform numbers; those before it are the routers'
 TICK, ARRIVAL, RETURN, INSTANCE = range(4)  # the order of events at the same time
 
 
@@ -73,7 +75,8 @@ class _Cluster:
         assert first_turns == sorted(first_turns), "programs must be in arrival order"
         self.workload = workload
         programs: attained.Programs = {}
-        self.instances = [Instance(engine, step_time, programs) for _ in range(num_instances)]
+        words = None if uniform is None else lambda row, draw: uniform(row, FIRST_DRAW + draw) >> (31 - WORD_BITS)
+        self.instances = [Instance(engine, step_time, programs, words) for _ in range(num_instances)]
         self.dispatcher = Dispatcher(router, self.instances, uniform)
         self.records = [Record(row) for row in range(len(workload.prompt_tokens))]
         self.returns: list[tuple[int, int]] = []  # heap of (time, row)

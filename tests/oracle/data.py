@@ -48,6 +48,11 @@ class EngineConfig:
     ttl_us: int = 0  # of static_ttl
     clair_price: float = 0.01
     gate_fraction: float = 0.0  # of the pool; 0 = no gate
+    admission: Literal["", "past_future", "conservative"] = ""
+    max_output: int = 4096  # longest output that both reckon with
+    reserved: float = 0.05  # past_future
+    overcommit: float = 1.0  # conservative
+    history: int = 200  # past_future: output lengths remembered
     quantum_us: int = 1_000_000  # plas and atlas: service that the first level covers
     num_levels: int = 10
     starvation_ratio: int = 10  # 0 = nobody is promoted

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.oracle import attained, other_engines, vllm_v1
+from tests.oracle import admission, attained, other_engines, vllm_v1
 from tests.oracle.blocks import Context, Hit, ceil_div, make_pool
 from tests.oracle.data import EngineConfig, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
@@ -45,7 +45,15 @@ SCHEDULERS: dict[str, Callable[[Instance, Call], None]] = {
 class Instance:
     """One engine. The cluster calls `arrive` and, at `next_event_us`, `event`."""
 
-    def __init__(self, config: EngineConfig, step_time: StepTime, programs: attained.Programs | None = None):
+    def __init__(
+        self,
+        config: EngineConfig,
+        step_time: StepTime,
+        programs: attained.Programs | None = None,
+        words: admission.Words | None = None,
+    ):
+        self.lengths = admission.first_lengths(config)  # outputs of requests that finished here
+        self.words = words or (lambda row, draw: 0)
         self.programs = {} if programs is None else programs  # what they were served, at all instances
         self.config, self.step_time = config, step_time
         self.pool = make_pool(config.usable_blocks, config.block_size, config.prefix_caching)
@@ -230,6 +238,7 @@ class Instance:
         if request.service is not None:
             attained.finish(self.config, self.programs, request, now_us)
         request.record.fate = "finished"
+        self.lengths.append(request.output_tokens)
         request.record.finish_us = now_us
         self._remove(request, self._context(request, now_us))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.oracle.admission import lets_in
 from tests.oracle.blocks import Hit, ceil_div
 from tests.oracle.data import Request
 from tests.oracle.orders import PREEMPTIVE, memory_victim, order_key, order_victim
@@ -92,5 +93,9 @@ def _admit_waiting(engine: Instance, call: Call, chunk_limit: int) -> None:
         blocks = _blocks(engine, request, request.num_tokens if config.reserve_full_isl else hit.tokens + n, hit)
         if blocks + watermark + pinned > pool.free:
             engine.noted["kept_out_by_pins"] += blocks + watermark <= pool.free
+            return
+        held = pinned * config.block_size
+        if not lets_in(config, engine.lengths, engine.running, request, engine.words, held):
+            engine.noted["kept_out_by_admission"] += 1
             return
         engine.admit(call, request, n, block_tokens=hit.tokens + n, hit=hit)
