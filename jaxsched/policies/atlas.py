@@ -1,8 +1,8 @@
 """ATLAS, adaptive thread-level attained service: Autellix (Luo et al., arXiv 2502.13965, section 4), on the V1 engine.
 
-PLAS (`policies/plas.py`) for programs whose calls run side by side: a program's attained service is its longest chain of
-calls so far, ``max(program, inherited + own)`` when a call finishes, instead of their sum. On programs whose calls follow
-one another both are the same, decision for decision.
+PLAS (`policies/plas.py`) for programs whose calls run side by side: a program's attained service is its longest chain
+of calls so far, ``max(program, inherited + own)`` when a call finishes, instead of their sum. On programs whose calls
+follow one another both are the same, decision for decision.
 """
 
 from __future__ import annotations

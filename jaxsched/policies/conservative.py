@@ -1,9 +1,9 @@
 """Conservative admission: every request is taken to grow to the longest output allowed; on the V1 engine.
 
-The baseline of Past-Future (Gong et al., ASPLOS 2025) and what engines without preemption do: a request enters while the
-blocks of all prompts and `max_output_tokens` each fit `overcommit` times the pool (1.0: nobody is ever preempted; the
-paper goes up to 1.5). Blocks are taken as tokens come, not reserved at once as in Orca, so what is reserved but not used
-yet is free for a prefix cache.
+The baseline of Past-Future (Gong et al., ASPLOS 2025) and what engines without preemption do: a request enters while
+the blocks of all prompts and `max_output_tokens` each fit `overcommit` times the pool (1.0: nobody is ever preempted;
+the paper goes up to 1.5). Blocks are taken as tokens come, not reserved at once as in Orca, so what is reserved but
+not used yet is free for a prefix cache.
 """
 
 from __future__ import annotations

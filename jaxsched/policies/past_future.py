@@ -1,15 +1,16 @@
 """Past-Future admission (Gong et al., ASPLOS 2025) on the V1 engine: admit while the predicted peak of memory fits.
 
-Rule: the output lengths of the last 200 finished requests give each running request a length, conditional on what it has
-generated, and the candidate one of the history; all decode in lockstep, and the largest sum of tokens ever held must stay
-below (1 - `reserved`) of the pool. Of up to five independent draws the largest peak counts (`jaxsched/retention/peak.py`,
-with sources). The first that does not fit ends the round; first come, first served; requests that outgrow the pool are
-preempted and recompute.
+Rule: the output lengths of the last 200 finished requests give each running request a length, conditional on what it
+has generated, and the candidate one of the history; all decode in lockstep, and the largest sum of tokens ever held
+must stay below (1 - `reserved`) of the pool. Of up to five independent draws the largest peak counts
+(`jaxsched/retention/peak.py`, with sources). The first that does not fit ends the round; first come, first served;
+requests that outgrow the pool are preempted and recompute.
 
-Faithful to LightLLM's `PastFutureQueue`: window, half of it filled with `max_output_tokens` at the start, reserve, draws,
-conditional law, candidates. Chosen here: a request's draws are functions of (seed, request, draw), so they stay the same
-from check to check (LightLLM draws anew, and a candidate that is tried often enough gets in by luck); checks at every
-step instead of every sixth; one history per instance; tokens, not blocks; not asked when nothing runs.
+Faithful to LightLLM's `PastFutureQueue`: window, half of it filled with `max_output_tokens` at the start, reserve,
+draws, conditional law, candidates. Chosen here: a request's draws are functions of (seed, request, draw), so they
+stay the same from check to check (LightLLM draws anew, and a candidate that is tried often enough gets in by luck);
+checks at every step instead of every sixth; one history per instance; tokens, not blocks; not asked when nothing
+runs.
 """
 
 from __future__ import annotations

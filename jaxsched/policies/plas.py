@@ -1,10 +1,10 @@
 """PLAS, program-level attained service: Autellix (Luo et al., arXiv 2502.13965, section 4), on the V1 engine.
 
 Rule: a call inherits the service of its program's finished calls and adds its own; levels of attained service double
-from `quantum_ms` (`jaxsched/retention/attained.py`); lower level first, then arrival; a running call that has moved down
-is preempted for a waiting one of a lower level that cannot be admitted otherwise. A waiting call is promoted to the first
-level once its program and itself have waited `starvation_ratio` times as long as they were served (0: never); its own
-service and wait, and what it inherited, then count from 0.
+from `quantum_ms` (`jaxsched/retention/attained.py`); lower level first, then arrival; a running call that has moved
+down is preempted for a waiting one of a lower level that cannot be admitted otherwise. A waiting call is promoted to
+the first level once its program and itself have waited `starvation_ratio` times as long as they were served (0:
+never); its own service and wait, and what it inherited, then count from 0.
 
 Service is the time a call was admitted (what the regime study calls attained running time), not its share of the steps.
 `pinned_first` 1: inside a level calls whose context is pinned go first (matters with retention only); 2: before all

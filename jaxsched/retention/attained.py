@@ -78,7 +78,9 @@ def starves(
     """(W_program + W_call) / (T_program + T_call) >= beta; not while nothing has been waited. Exact in integers."""
     wait, service = add_us(program_wait_us, call_wait_us), add_us(program_us, call_us)
     beta = params.starvation_ratio
-    most = jax.lax.div(jnp.int32(LARGEST), jnp.maximum(beta, 1))  # beyond it, beta times the service is not representable
+    most = jax.lax.div(
+        jnp.int32(LARGEST), jnp.maximum(beta, 1)
+    )  # beyond it, beta times the service is not representable
     enough = (service <= most) & (wait >= beta * jnp.minimum(service, most))
     return (beta > 0) & (wait > 0) & enough
 

@@ -1,9 +1,10 @@
 """Attained service: how long calls, and the programs they belong to, have been served (docs/semantics.md, section 10).
 
-Service of a call is the time it was admitted: from each admission to the preemption or finish that ended it. A program's
-is what a rule makes of that of its finished calls (`ServiceRule.finished`: their sum, or the longest chain of them), kept
-in one table by program, so that calls of a program may run side by side. A call inherits the table's entry as the first
-schedule() call that sees it finds it. Needs an ordered queue; compiled only where `SchedulerSpec.service` asks for it.
+Service of a call is the time it was admitted: from each admission to the preemption or finish that ended it. A
+program's is what a rule makes of that of its finished calls (`ServiceRule.finished`: their sum, or the longest chain
+of them), kept in one table by program, so that calls of a program may run side by side. A call inherits the table's
+entry as the first schedule() call that sees it finds it. Needs an ordered queue; compiled only where
+`SchedulerSpec.service` asks for it.
 """
 
 from __future__ import annotations
@@ -24,14 +25,25 @@ LONGEST_US = 2**31 - 1
 #: Columns of `ServiceState.programs`.
 ATTAINED, SERVED, WAITED = range(3)
 #: Rows of `ServiceState.slots`.
-INHERITED, PROGRAM_SERVED, PROGRAM_WAITED, CALL_SERVED, CLEARED_SERVICE, CLEARED_WAIT, BEGAN_EPOCH, BEGAN_US, BEGAN_TOKENS = range(9)
+(
+    INHERITED,
+    PROGRAM_SERVED,
+    PROGRAM_WAITED,
+    CALL_SERVED,
+    CLEARED_SERVICE,
+    CLEARED_WAIT,
+    BEGAN_EPOCH,
+    BEGAN_US,
+    BEGAN_TOKENS,
+) = range(9)
 
 
 @dataclasses.dataclass(frozen=True)
 class ServiceRule:
     """What a scheduler makes of attained service. Hashable: it is part of what is compiled."""
 
-    #: (program's attained us, what the call inherited, the call's service) -> the program's attained us once it is done.
+    #: (program's attained us, what the call inherited, the call's service) -> the program's attained us once it is
+    #: done.
     finished: Callable[[Array, Array, Array], Int[Array, ""]]
     #: (order parameters, wait and service of the program's finished calls, wait and service of each call since it began
     #: or was last promoted) -> who is promoted: its attained service counts as 0 from now on. None: nobody.
@@ -116,7 +128,9 @@ class ServiceRow:
         """It is done (and was running); its program has been served that much more."""
         if self._programs.shape[0] == 1:
             return
-        served = add_us(self._at(CALL_SERVED, slot), jnp.sum(jnp.where(self._index == slot, self._since_admission(), 0)))
+        served = add_us(
+            self._at(CALL_SERVED, slot), jnp.sum(jnp.where(self._index == slot, self._since_admission(), 0))
+        )
         waited = jnp.maximum(elapsed_us(self._epoch, self._now, *arrival) - served, 0)
         entry = self._entry(program)
         after = jnp.stack([
@@ -128,7 +142,7 @@ class ServiceRow:
         self._programs = self._programs.at[at].set(after, mode="drop")
 
     def promote(self, params: Array, active: Array, waiting: Bool[Array, " s"], arrival: tuple[Array, Array]) -> None:
-        """At the start of a schedule() call: those who starve count as never served (`arrival`: of each slot's call)."""
+        """At the start of a schedule() call those who starve count as never served (`arrival`: of each call)."""
         if self._rule.promotes is None:
             return
         waited = jnp.maximum(elapsed_us(self._epoch, self._now, *arrival) - self._rows[CALL_SERVED], 0)

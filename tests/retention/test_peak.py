@@ -138,9 +138,7 @@ def test_draws_follow_the_conditional_law():
     lengths = lengths_of(np.random.default_rng(0).permutation(np.arange(1, 101)), window=100)
     words = jnp.asarray(word_of((np.arange(6000) + 0.5) / 6000))
     shape = (6000,)
-    got = draw(
-        lengths, jnp.full(shape, 40, jnp.int32), jnp.full(shape, 200, jnp.int32), jnp.zeros(shape, bool), words
-    )
+    got = draw(lengths, jnp.full(shape, 40, jnp.int32), jnp.full(shape, 200, jnp.int32), jnp.zeros(shape, bool), words)
     total = np.asarray(got) + 40
     assert (total > 100).mean() == pytest.approx(1 / 61, abs=0.002)
     assert np.median(total) == pytest.approx(40 + 61 / 2, abs=1.0)

@@ -380,9 +380,7 @@ def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, 
     """Orders by attained service take their parameters lane by lane."""
     if variant.base not in ("plas", "atlas"):
         return {}
-    rows = [
-        (e.quantum_us // 1000, e.num_levels, e.starvation_ratio, int(e.preempts), e.pinned_first) for e in engines
-    ]
+    rows = [(e.quantum_us // 1000, e.num_levels, e.starvation_ratio, int(e.preempts), e.pinned_first) for e in engines]
     return {"order": np.asarray(rows, np.int32)}
 
 
