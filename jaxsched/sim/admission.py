@@ -73,6 +73,8 @@ def _place(event: Event, slot, active, column, prompt, order) -> None:
     slots.chunk = set_where(mask, 0, slots.chunk)
     slots.last = set_where(mask, -1, slots.last)
     slots.aux = set_where(mask, 0, slots.aux)
+    if event.late is not None:
+        event.late = set_where(mask, 0, event.late)
 
 
 def _pop(event: Event, active: Bool[Array, ""]) -> None:

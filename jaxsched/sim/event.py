@@ -109,6 +109,7 @@ class Event:
     inst: Instance
     kv: KvCache
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
+    late: jax.Array | None = None  # slots whose request had too long a gap, where classes limit gaps
     service: ServiceRow | None = None  # attained service, where the order asks for it
     writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
 
@@ -125,6 +126,7 @@ class Event:
             Instance(*(scalars[i] for i in range(scalars.shape[0]))),
             load_cache(static, requests, state, m),
             {} if static.trace else None,
+            jax.lax.dynamic_index_in_dim(state.late, m, 0, keepdims=False) if static.gap_limits else None,
             ServiceRow(rule, state.service, m, state.epoch, now) if rule is not None else None,
         )  # fmt: skip
 
@@ -148,6 +150,9 @@ class Event:
         return self.state.replace(
             flags=flags,
             kv=self.kv.store(self.state.kv),
+            late=None
+            if self.late is None
+            else jax.lax.dynamic_update_index_in_dim(self.state.late, self.late, self.m, 0),
             service=None if self.service is None else self.service.store(self.state.service),
             pending_writes=pending,
             slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
@@ -265,6 +270,13 @@ class Event:
             value = jnp.stack(value) if isinstance(value, tuple) else value
             changes[name] = field.at[where].set(value, mode="drop")
         self.state = self.state.replace(record=rec.replace(**changes))
+
+    def note_gap(self, mask: jax.Array, gap_us: jax.Array) -> None:
+        """A gap between two tokens ends for the requests in `mask`; those whose class allows less are late."""
+        if self.late is None:
+            return
+        limit = self.params.slo_tbt_us[self.columns()[:, Col.KLASS]]
+        self.late = jnp.where(mask & (gap_us > limit), 1, self.late)
 
     def measured(self, column: jax.Array) -> jax.Array:
         return column[Col.MEASURED]

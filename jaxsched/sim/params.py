@@ -39,6 +39,7 @@ class SimParams(struct.PyTreeNode):
     slo_ttft_us: Int[Array, " c"]  # per class, 2^31 - 1 = none
     slo_tpot_us: Int[Array, " c"]
     slo_e2e_us: Int[Array, " c"]
+    slo_tbt_us: Int[Array, " c"]  # of every gap between two tokens (only with `SimStatic.gap_limits`)
     measure_from: Int[Array, ""]  # programs [measure_from, measure_to) are the measured cohort
     measure_to: Int[Array, ""]
     horizon_epoch: Int[Array, ""]  # no event after this time is taken

@@ -248,6 +248,7 @@ class State(struct.PyTreeNode):
     kv: Any = None  # the prefix cache, see sim/kv; None = off
     learned: Any = None  # what the retention policy has learned; None = nothing to learn
     lengths: Any = None  # output lengths seen, a window per instance (sim/admit.py); None = admission does not ask
+    late: Any = None  # [m, s] 1: a gap between its tokens was beyond its class's limit; None = no class has one
     service: Any = None  # attained service (sim/service.py); None = the order does not ask
 
 
@@ -346,5 +347,6 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         kv=init_cache(static, params),
         learned=_nothing_learned(static),
         lengths=_no_lengths(static, params),
+        late=zeros(m, s) if static.gap_limits else None,
         service=_nobody_served(static, num_requests),
     )

@@ -67,6 +67,7 @@ class SimStatic:
     max_blocks: int = 0  # full blocks of the longest turn
     num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
     timeouts: bool = False  # some class has a timeout
+    gap_limits: bool = False  # some class limits every single gap between tokens
     delayed_view: bool = False  # routers see the state of the last telemetry tick
     route_by_blocks: bool = False  # the router reads KV use: kept per step of a run, and of waiting prompts
     route_by_work: bool = False  # the router reads predicted work

@@ -69,6 +69,8 @@ TIMINGS: tuple[StepTimeParams, ...] = (
 HISTORY = 8
 #: Time to first token, time per output token, end to end: of both classes.
 SLOS_US = ((50_000, 400_000), (12_000, 30_000), (400_000, 2_000_000))
+#: Longest gap between two tokens of both classes, where a variant limits it.
+GAPS_US = (9_000, 25_000)
 MEASURED_FROM = 1
 
 
@@ -100,13 +102,14 @@ class Variant:
     turns: bool = False
     timeouts: bool = False
     delay: bool = False
+    gaps: bool = False  # classes limit every gap between tokens
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
     size: Size = MEDIUM
 
     @property
     def name(self) -> str:
-        marks = [mark for mark in ("turns", "timeouts", "delay", "thresholds") if getattr(self, mark)]
+        marks = [mark for mark in ("turns", "timeouts", "delay", "thresholds", "gaps") if getattr(self, mark)]
         marks += [f"cache_{self.cache}"] if self.cache != "none" else []
         return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
 
@@ -156,6 +159,7 @@ class Variant:
             queue_capacity=1 << (2 * rows - 1).bit_length(),
             block_size=self.block_size,
             timeouts=self.timeouts,
+            gap_limits=self.gaps,
             delayed_view=self.delay,
             num_paused=rows if self.turns else 0,
             num_classes=2,
@@ -339,6 +343,7 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
         slo_ttft_us=SLOS_US[0],
         slo_tpot_us=SLOS_US[1],
         slo_e2e_us=SLOS_US[2],
+        slo_tbt_us=GAPS_US if variant.gaps else None,
         measure_from=MEASURED_FROM,
         measure_to=variant.measured.stop,
     )

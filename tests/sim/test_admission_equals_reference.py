@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from jaxsched import policies
+from jaxsched.sim.state import State
 from tests.oracle.data import Record
-from tests.sim.clusters import MEDIUM, RETENTION, Lane, Variant, lane_inputs, random_lane
+from tests.sim.clusters import GAPS_US, MEDIUM, RETENTION, SLOS_US, Lane, Variant, lane_inputs, random_lane
 from tests.sim.differential import assert_equal_records, reference
+from tests.sim.expected_metrics import Expected
 from tests.sim.harness import run_lanes
 
 LANES = 60  # of each variant; five times as many with --full
-PAST_FUTURE = Variant("past_future", "least_outstanding", turns=True)
+PAST_FUTURE = Variant("past_future", "least_outstanding", turns=True, gaps=True)
 CONSERVATIVE = Variant("conservative", "least_outstanding", turns=True)
 WITH_PINS = Variant("past_future+static_ttl", "program_sticky", turns=True, cache="runs", size=RETENTION)
 
@@ -25,7 +28,10 @@ WITH_PINS = Variant("past_future+static_ttl", "program_sticky", turns=True, cach
 @pytest.mark.parametrize("variant", [PAST_FUTURE, CONSERVATIVE, WITH_PINS], ids=lambda v: v.name)
 def test_every_record_equals_the_reference(variant: Variant, full_size: bool) -> None:
     lanes = [random_lane(variant, seed) for seed in range(5 * LANES if full_size else LANES)]
-    seen = assert_equal_records(variant, lanes, run_lanes(variant.static(), *lane_inputs(variant, lanes)))
+    state = run_lanes(variant.static(), *lane_inputs(variant, lanes))
+    seen = assert_equal_records(variant, lanes, state)
+    if variant.gaps:
+        _assert_equal_goodput(variant, lanes, state)
     assert seen["compared"] >= 0.7 * LANES
     at_least = {"finished": 300, "kept_out_by_admission": 200}
     if variant is WITH_PINS:
@@ -33,6 +39,18 @@ def test_every_record_equals_the_reference(variant: Variant, full_size: bool) ->
     if variant is PAST_FUTURE:
         at_least |= {"preemptions": 5}  # those that outgrew what was predicted
     assert {name: seen[name] for name, least in at_least.items() if seen[name] < least} == {}
+
+
+def _assert_equal_goodput(variant: Variant, lanes: list[Lane], state: State) -> None:
+    """Turns that met every limit, that of every single gap among them."""
+    with_gaps = without = 0
+    for i, lane in enumerate(lanes):
+        result = reference(variant, lane)
+        expected = Expected(lane.workload, result, variant.measured, SLOS_US, GAPS_US)
+        np.testing.assert_array_equal(state.metrics.class_good[i], expected.class_good)
+        with_gaps += expected.class_good.sum()
+        without += Expected(lane.workload, result, variant.measured, SLOS_US).class_good.sum()
+    assert 50 <= with_gaps <= 0.9 * without
 
 
 def _records(lane: Lane, **engine) -> list[Record]:
