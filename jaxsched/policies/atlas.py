@@ -8,13 +8,13 @@ follow one another both are the same, decision for decision.
 from __future__ import annotations
 
 from jaxsched.policies.base import Scheduler
-from jaxsched.policies.plas import ORDER_PARAMS, RULES, SOURCE, keys_hold, starved
+from jaxsched.policies.plas import ORDER_PARAMS, RULES, SOURCE, starved
 from jaxsched.retention.attained import atlas_after
 from jaxsched.sim.service import ServiceRule
 from jaxsched.sim.static import SchedulerSpec
 
 ATLAS = Scheduler(
-    SchedulerSpec("atlas", **RULES, service=ServiceRule(atlas_after, starved, keys_hold)),
+    SchedulerSpec("atlas", **RULES, service=ServiceRule(atlas_after, starved)),
     "Autellix: least attained service on the program's longest chain of calls first, preemptive levels",
     SOURCE,
     order_params=dict(ORDER_PARAMS),

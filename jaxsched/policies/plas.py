@@ -22,16 +22,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Scheduler
-from jaxsched.retention.attained import (
-    AttainedParams,
-    plas_after,
-    service_level,
-    starves,
-    until_next_level,
-    until_starved,
-)
-from jaxsched.retention.window import LARGEST
-from jaxsched.sim.service import ServiceRule, ServiceView
+from jaxsched.retention.attained import AttainedParams, plas_after, service_level, starves
+from jaxsched.sim.service import ServiceRule
 from jaxsched.sim.static import SchedulerSpec
 from jaxsched.sim.views import QueueView
 
@@ -61,20 +53,6 @@ def starved(params, program_wait_us, call_wait_us, program_us, call_us):
     return starves(program_wait_us, call_wait_us, program_us, call_us, _levels(params))
 
 
-def keys_hold(params, view: ServiceView):
-    """Until a running call that may be displaced moves down, or a waiting one is promoted.
-
-    Not at all while a running call may become one that may be displaced. (Those who starve already are promoted anew at
-    every call, which changes no key.)
-    """
-    levels = _levels(params)
-    moves = jnp.where(view.advanced_mask, until_next_level(view.attained_us, levels), 0)
-    moves = jnp.where(view.running_mask & (params[3] > 0), moves, LARGEST)
-    promoted = until_starved(view.program_wait_us, view.call_wait_us, view.program_us, view.call_us, levels)
-    promoted = jnp.where(view.waiting_mask, promoted, LARGEST)
-    return jnp.min(jnp.minimum(moves, promoted))
-
-
 def _sum_of_calls(program_us, inherited_us, call_us):
     del inherited_us
     return plas_after(program_us, call_us)
@@ -82,7 +60,7 @@ def _sum_of_calls(program_us, inherited_us, call_us):
 
 RULES: dict[str, Any] = dict(order=attained_order, static_keys=False, preemptive=True)
 PLAS = Scheduler(
-    SchedulerSpec("plas", **RULES, service=ServiceRule(_sum_of_calls, starved, keys_hold)),
+    SchedulerSpec("plas", **RULES, service=ServiceRule(_sum_of_calls, starved)),
     "Autellix: least attained service of the program first (finished calls), preemptive levels",
     SOURCE,
     order_params=dict(ORDER_PARAMS),

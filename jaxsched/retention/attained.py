@@ -68,28 +68,6 @@ def service_level(attained_us: Int[Array, "*n"], params: AttainedParams) -> Int[
     return jnp.minimum(level, params.num_levels - 1)
 
 
-def until_next_level(attained_us: Int[Array, "*n"], params: AttainedParams) -> Int[Array, "*n"]:
-    """Service until a call moves down a level, `LARGEST` from the last one."""
-    level = service_level(attained_us, params)
-    moves = (level < params.num_levels - 1) & (params.quantum_us <= LARGEST >> level)
-    return jnp.where(moves, (params.quantum_us << level) - attained_us, LARGEST)
-
-
-def until_starved(
-    program_wait_us: Int[Array, "*n"],
-    call_wait_us: Int[Array, "*n"],
-    program_us: Int[Array, "*n"],
-    call_us: Int[Array, "*n"],
-    params: AttainedParams,
-) -> Int[Array, "*n"]:
-    """More wait until `starves` holds for a call that waits on; `LARGEST` if it never will, or does already."""
-    wait, service = add_us(program_wait_us, call_wait_us), add_us(program_us, call_us)
-    beta = params.starvation_ratio
-    most = jax.lax.div(jnp.int32(LARGEST), jnp.maximum(beta, 1))
-    missing = beta * jnp.minimum(service, most) - wait
-    return jnp.where((beta > 0) & (service <= most) & (missing > 0), missing, LARGEST)
-
-
 def starves(
     program_wait_us: Int[Array, "*n"],
     call_wait_us: Int[Array, "*n"],

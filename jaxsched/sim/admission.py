@@ -373,22 +373,3 @@ def _displace(event: Event, active, view: QueueView, key, best, known, cached: H
     displaces = active & blocked & (worst > best) & jnp.any(running)
     preempt(event, victim, displaces, memory=False)
     return displaces
-
-
-def order_is_settled(event: Event) -> Bool[Array, ""]:
-    """Preemptive orders: no running request could be displaced by a waiting one, whatever else keeps that out."""
-    view = queue_view(event)
-    assert event.static.scheduler.order is not None
-    key = event.static.scheduler.order(event.params.scheduler.order, view)
-    best = jnp.min(jnp.where(view.waiting_mask, key, 2**31 - 1))
-    return jnp.max(jnp.where(view.running_mask, key, -(2**31))) <= best
-
-
-def keys_hold_us(event: Event) -> Int[Array, ""]:
-    """For how long no key of an order by attained service can change while the same requests run."""
-    assert event.service is not None
-    columns = event.columns()
-    arrival = (columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US])
-    waiting = event.slots.order == WAITING
-    order = event.params.scheduler.order
-    return event.service.holds_us(order, event.running_mask, waiting, event.slots.known, arrival)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.admission import keys_hold_us, order_is_settled
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import Event, count, set_where, slot_with
 from jaxsched.sim.leave import add_area
@@ -57,8 +56,6 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         quiet = inst.waiting == 0
         if not static.timeouts and (static.scheduler.order is None or static.scheduler.static_keys):
             quiet |= blocked
-        if not static.timeouts and event.service is not None:
-            quiet |= blocked & order_is_settled(event)
         if not static.scheduler.asynchronous and static.scheduler.family != "v0":
             pure &= num_decode == inst.running
         longest = jnp.where(pure & quiet, jnp.clip(jnp.minimum(finish_in, memory_in), 1, k), 1)
@@ -76,9 +73,6 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         expiry = event.runs.next_expiry(*event.stamp(event.now))
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends <= expiry).astype(jnp.int32)))
-    if event.service is not None and k > 1:  # ... nor after a key may have changed, while somebody waits
-        holds = jnp.where(inst.waiting > 0, keys_hold_us(event), NEVER_US - event.now)
-        longest = jnp.minimum(longest, 1 + count(ends < event.now + jnp.minimum(holds, NEVER_US - event.now)))
     ends = jnp.where(step < longest, ends, NEVER_US)
     first_end = ends[0]
     last_end = jnp.max(jnp.where(step < longest, ends, 0))

@@ -47,23 +47,7 @@ class ServiceRule:
     finished: Callable[[Array, Array, Array], Int[Array, ""]]
     #: (order parameters, wait and service of the program's finished calls, wait and service of each call since it began
     #: or was last promoted) -> who is promoted: its attained service counts as 0 from now on. None: nobody.
-    promotes: Callable[[Array, Array, Array, Array, Array], Bool[Array, " s"]]
-    #: (order parameters, `ServiceView`) -> for how many us from now no order key can change while the same requests
-    #: run: what a run of steps may pass over.
-    holds: Callable[[Array, ServiceView], Int[Array, ""]]
-
-
-class ServiceView(struct.PyTreeNode):
-    """The calls of an instance as the order sees them."""
-
-    running_mask: Bool[Array, " s"]
-    waiting_mask: Bool[Array, " s"]
-    advanced_mask: Bool[Array, " s"]  # has yielded a token since its admission
-    attained_us: Int[Array, " s"]  # service that counts for the call
-    program_wait_us: Int[Array, " s"]  # as `ServiceRule.promotes` takes them
-    call_wait_us: Int[Array, " s"]
-    program_us: Int[Array, " s"]
-    call_us: Int[Array, " s"]
+    promotes: Callable[[Array, Array, Array, Array, Array], Bool[Array, " s"]] | None = None
 
 
 class ServiceState(struct.PyTreeNode):
@@ -157,30 +141,13 @@ class ServiceRow:
         at = jnp.where(active, program, self._programs.shape[0])
         self._programs = self._programs.at[at].set(after, mode="drop")
 
-    def _since_promotion(self, arrival: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        """Of waiting calls: wait in all, wait and service since the last promotion."""
-        waited = jnp.maximum(elapsed_us(self._epoch, self._now, *arrival) - self._rows[CALL_SERVED], 0)
-        call_wait = waited - jnp.maximum(self._rows[CLEARED_WAIT], 0)
-        return waited, call_wait, self._rows[CALL_SERVED] - self._rows[CLEARED_SERVICE]
-
-    def holds_us(self, params: Array, running, waiting, known, arrival: tuple[Array, Array]) -> Int[Array, ""]:
-        """For how long no order key can change while the same requests run."""
-        _, call_wait, call_service = self._since_promotion(arrival)
-        view = ServiceView(
-            running_mask=running,
-            waiting_mask=waiting,
-            advanced_mask=self.advanced(known),
-            attained_us=self.attained(running),
-            program_wait_us=self._rows[PROGRAM_WAITED],
-            call_wait_us=call_wait,
-            program_us=self._rows[PROGRAM_SERVED],
-            call_us=call_service,
-        )
-        return self._rule.holds(params, view)
-
     def promote(self, params: Array, active: Array, waiting: Bool[Array, " s"], arrival: tuple[Array, Array]) -> None:
         """At the start of a schedule() call those who starve count as never served (`arrival`: of each call)."""
-        waited, call_wait, call_service = self._since_promotion(arrival)
+        if self._rule.promotes is None:
+            return
+        waited = jnp.maximum(elapsed_us(self._epoch, self._now, *arrival) - self._rows[CALL_SERVED], 0)
+        call_wait = waited - jnp.maximum(self._rows[CLEARED_WAIT], 0)
+        call_service = self._rows[CALL_SERVED] - self._rows[CLEARED_SERVICE]
         starved = self._rule.promotes(
             params, self._rows[PROGRAM_WAITED], call_wait, self._rows[PROGRAM_SERVED], call_service
         )

@@ -101,26 +101,3 @@ def test_a_promoted_call_starts_again_in_the_first_level():
         np.testing.assert_array_equal(array, [0, 10 * SECOND])
     assert key(inherited=0, program=10, program_wait=30, call=0, call_wait=0)[0] == 0
     assert key(inherited=0, program=10, program_wait=30, call=2, call_wait=0)[0] == 2
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, LARGEST - 1), st.integers(1, 2**22), st.integers(1, attained.MAX_LEVELS))
-def test_the_time_until_the_next_level_is_exact(service, quantum, num_levels):
-    params = attained.attained_params(quantum_us=quantum, num_levels=num_levels)
-    level = lambda us: int(attained.service_level(jnp.int32(min(us, LARGEST)), params))
-    left = int(attained.until_next_level(jnp.int32(service), params))
-    assert level(service + left - 1) == level(service)
-    assert left == LARGEST or level(service + left) == level(service) + 1
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2000), st.integers(0, 2000), st.integers(0, 500), st.integers(0, 500), st.integers(0, 6))
-def test_the_wait_until_a_call_starves_is_exact(program_wait, call_wait, program, call, ratio):
-    params = attained.attained_params(starvation_ratio=ratio)
-    starves = lambda more: bool(attained.starves(program_wait, call_wait + more, program, call, params))
-    left = int(attained.until_starved(program_wait, call_wait, program, call, params))
-    assert left > 0
-    if left < LARGEST:
-        assert not starves(left - 1) and starves(left)
-    else:
-        assert ratio == 0 or starves(0) or (program_wait + call_wait == 0 and ratio * (program + call) == 0)
