@@ -70,7 +70,7 @@ def test_conservative_admission_never_preempts_and_past_future_less_than_aggress
         assert _preemptions(_records(lane, **whole, overcommit=1.0)) == 0
         aggressive += _preemptions(_records(lane, **whole, admission=""))
         past_future += _preemptions(_records(lane, **whole, admission="past_future", reserved=0.05))
-    assert aggressive >= 300 and past_future <= 0.2 * aggressive
+    assert aggressive >= 60 and past_future <= 0.2 * aggressive
 
 
 def test_where_memory_is_plenty_all_three_are_fcfs() -> None:
