@@ -49,7 +49,7 @@ def program_metrics(
     return found
 
 
-def _seconds(times: np.ndarray) -> np.ndarray:
+def _seconds(times: Any) -> np.ndarray:
     pairs = np.asarray(times, np.float64)
     return (pairs[:, 0] * EPOCH_US + pairs[:, 1]) * 1e-6
 
@@ -89,10 +89,12 @@ def _turn_us(timing: StepTimeParams, prompt: np.ndarray, cached: np.ndarray, out
     quad = np.minimum(new * ((2 * cached + new) >> 6), 2**31 - 1)
     arrays = [jnp.asarray(x, jnp.int32) for x in (new, quad, prompt, prompt + output // 2)]
 
-    def one(new, quad, context, middle):
-        prefill = constant_us(timing, new, 1, new, quad, 0) + context_us(timing, timing.prefill_in_ctx * context)
-        decode = constant_us(timing, jnp.int32(1), 0, jnp.int32(0), jnp.int32(0), 1) + context_us(timing, middle)
+    zero, one = jnp.int32(0), jnp.int32(1)
+
+    def alone(new, quad, context, middle):
+        prefill = constant_us(timing, new, one, new, quad, zero) + context_us(timing, timing.prefill_in_ctx * context)
+        decode = constant_us(timing, one, zero, zero, zero, one) + context_us(timing, middle)
         return prefill, decode
 
-    prefill, decode = jax.jit(jax.vmap(one))(*arrays)
+    prefill, decode = jax.jit(jax.vmap(alone))(*arrays)
     return np.asarray(prefill, np.float64) + np.asarray(decode, np.float64) * np.maximum(output - 1, 0)
