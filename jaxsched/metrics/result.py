@@ -150,7 +150,7 @@ class RolloutResult:
             metrics[f"fate_{name}"] = np.asarray(value, np.float64)
         record = state.record if static.record else None
         if record is not None and static.num_paused:
-            first = np.asarray(first_program)
+            first = np.asarray(first_program)[:num]
             cut = [(stop - first) * share for share in (scenario.warmup_fraction, scenario.cooldown_fraction)]
             cohort = zip((first + cut[0]).astype(int), (stop - cut[1]).astype(int), strict=True)
             metrics |= program_metrics(requests, record, scenario.timing, list(cohort))
