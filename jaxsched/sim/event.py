@@ -273,8 +273,7 @@ class Event:
 
     def note_gap(self, mask: jax.Array, gap_us: jax.Array) -> None:
         """A gap between two tokens ends for the requests in `mask`; those whose class allows less are late."""
-        if self.late is None:
-            return
+        assert self.late is not None
         limit = self.params.slo_tbt_us[self.columns()[:, Col.KLASS]]
         self.late = jnp.where(mask & (gap_us > limit), 1, self.late)
 

@@ -48,7 +48,7 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     gaps = jnp.concatenate([jnp.reshape(inst.bulk_gap, (1,)), ends[1:] - ends[:-1]])
     weight = jnp.where(jnp.arange(static.run_steps) == 0, inst.bulk, inst.emits) * done
     event.tally.observe(Hist.TBT, 0, jnp.maximum(gaps, 0).astype(jnp.float32), weight)
-    if static.run_steps > 1:  # the first gap of a run was noted when it was formed
+    if event.late is not None and static.run_steps > 1:  # the first gap of a run was noted when it was formed
         event.note_gap(emit, jnp.max(jnp.where(done[1:], gaps[1:], 0)))
     busy = jnp.where(ended, now - inst.run_start, 0)
     event.tally.count(Count.BUSY_US, busy)
@@ -113,8 +113,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if static.reserves_blocks:
         slots.aux = set_where(mask, 0, slots.aux)
 
-    late = jnp.int32(0) if event.late is None else event.at(event.late, slot)
-    book_leaving(event, column, is_finish, late)
+    book_leaving(event, column, is_finish, None if event.late is None else event.at(event.late, slot))
     if event.service is not None:
         program = event.requests.program[column[Col.REQUEST]]
         event.service.finish(slot, is_finish, program, (column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US]))
@@ -181,7 +180,9 @@ def has_expired(event: Event) -> Bool[Array, " s"]:
     return (timeout > 0) & (arrived + timeout <= event.now)
 
 
-def book_leaving(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""], late: Int[Array, ""]) -> None:
+def book_leaving(
+    event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""], late: Int[Array, ""] | None
+) -> None:
     """Request-level measurements of a finished request (`late`: 1 if a gap was beyond its class's limit)."""
     params, tally, now = event.params, event.tally, event.now
     klass, output = column[Col.KLASS], column[Col.OUTPUT].astype(jnp.float32)
@@ -197,7 +198,7 @@ def book_leaving(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array,
     good = measured & (ttft <= params.slo_ttft_us[klass].astype(jnp.float32))
     good &= ~has_gaps | (tpot <= params.slo_tpot_us[klass].astype(jnp.float32))
     good &= e2e <= params.slo_e2e_us[klass].astype(jnp.float32)
-    if event.static.gap_limits:
+    if late is not None:
         good &= late == 0
     is_class = jnp.arange(event.static.num_classes) == klass
     metrics = event.state.metrics
