@@ -149,7 +149,7 @@ class RolloutResult:
         for name, value in settled.items():
             metrics[f"fate_{name}"] = np.asarray(value, np.float64)
         record = state.record if static.record else None
-        if record is not None and static.num_paused:
+        if record is not None and static.num_paused and requests.edges is None:
             first = np.asarray(first_program)[:num]
             cut = [(stop - first) * share for share in (scenario.warmup_fraction, scenario.cooldown_fraction)]
             cohort = zip((first + cut[0]).astype(int), (stop - cut[1]).astype(int), strict=True)

@@ -152,7 +152,7 @@ class Instance:
 
 
 class Paused(struct.PyTreeNode):
-    """Programs between two turns."""
+    """Programs between two turns; of graphs, turns that are ready and whose time has not come."""
 
     request: Int[Array, " p"]  # row of the next turn, -1 = free entry
     epoch: Int[Array, " p"]  # when it arrives
@@ -250,6 +250,7 @@ class State(struct.PyTreeNode):
     lengths: Any = None  # output lengths seen, a window per instance (sim/admit.py); None = admission does not ask
     late: Any = None  # [m, s] 1: a gap between its tokens was beyond its class's limit; None = no class has one
     service: Any = None  # attained service (sim/service.py); None = the order does not ask
+    fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -349,4 +350,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         lengths=_no_lengths(static, params),
         late=zeros(m, s) if static.gap_limits else None,
         service=_nobody_served(static, num_requests),
+        fired=zeros(num_requests, 3) if static.graphs else None,
     )
