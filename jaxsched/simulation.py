@@ -27,7 +27,7 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
-from jaxsched.slots import first_slots
+from jaxsched.slots import first_slots, mean_turn
 from jaxsched.workloads import Preset, Workload
 from jaxsched.xla import compiler_options, loop_is_native
 
@@ -195,10 +195,16 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
     return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options(native_loop))
 
 
-def programs(static: SimStatic, lanes: Lanes, num_devices: int):
-    """Compiled start and chunk programs of lanes that divide over the devices."""
-    native = loop_is_native(static, len(lanes.first_program) // num_devices)
-    return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native)
+def programs(static: SimStatic, lanes: Lanes, num_devices: int, native_loop: bool | None = None):
+    """Compiled start and chunk programs of lanes that divide over the devices.
+
+    `native_loop`: how XLA compiles the loop on a CPU (`xla.loop_is_native`); None: as the number of turns suggests.
+    """
+    if native_loop is None:
+        _, _, turns_per_program = mean_turn(lanes.requests)
+        turns = turns_per_program * int(np.max(np.asarray(lanes.requests.num_programs)))
+        native_loop = loop_is_native(static, len(lanes.first_program) // num_devices, turns)
+    return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native_loop)
 
 
 def _shifted(static: SimStatic, state: State, us) -> State:

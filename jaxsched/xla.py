@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Lanes per device up to which every machine's loop is one native function (`loop_is_native`).
 NATIVE_LOOP_LANES = 16
+#: Turns per device from which a native loop saves more time than its compilation, which takes longer, costs.
+NATIVE_LOOP_TURNS = 2**18
 
 #: XLA:CPU compiles a loop that touches fewer bytes than this to one native function, and any other to a list of kernels
 #: called one by one, which for the machine's loop takes longer than the work inside (XLA: SmallWhileLoopHoistingPass).
@@ -32,12 +34,15 @@ def ask_for_native_loops(environ: MutableMapping[str, str]) -> None:
     environ["XLA_FLAGS"] = f"{flags} --xla_backend_extra_options={_LOOP_OPTION}={_ANY_LOOP}".strip()
 
 
-def loop_is_native(static: SimStatic, lanes_per_device: int) -> bool:
+def loop_is_native(static: SimStatic, lanes_per_device: int, turns_per_lane: float = float("inf")) -> bool:
     """Whether the machine's loop had better be one native function on a CPU (measured: docs/decisions/0002).
 
-    With many lanes a kernel's call hardly counts, and V1 with runs is vectorised better kernel by kernel.
+    With many lanes a kernel's call hardly counts, and V1 with runs is vectorised better kernel by kernel, unless there
+    are sessions. A short run is over before the compiler is.
     """
-    return lanes_per_device <= NATIVE_LOOP_LANES or static.scheduler.family != "v1" or static.run_steps == 1
+    faster = lanes_per_device <= NATIVE_LOOP_LANES or static.scheduler.family != "v1" or static.run_steps == 1
+    faster |= static.num_paused > 0
+    return faster and lanes_per_device * turns_per_lane >= NATIVE_LOOP_TURNS
 
 
 def compiler_options(native_loop: bool) -> dict[str, str | bool]:

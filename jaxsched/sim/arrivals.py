@@ -122,7 +122,7 @@ def telemetry_tick(static: SimStatic, params: SimParams, requests: Requests, sta
     tick = next_view_tick(static, state)
     before = state
     if static.delayed_view:
-        due = active & (state.next_tick == tick)
+        due = active & (state.next_tick == tick) if static.delayed_cache else active
         view = live_view(static, params, before, tick)
         state = state.replace(
             view=jnp.where(due, view, state.view),
@@ -254,6 +254,7 @@ def take_arrival(
         routing = routing.replace(unmatched=routing.unmatched.at[at].set(unmatched, mode="drop"))
         routing = count_waiting(routing, m, request, +1, joins)
         if static.route_by_window:
+            assert routing.window is not None
             tokens = jnp.stack([unmatched, predicted])
             window = add_recent(routing.window, bucket_now(state.epoch, now), m, tokens, active)
             routing = routing.replace(window=window)

@@ -1,4 +1,4 @@
-"""The retention index inside the real machine: what it keeps, for how long, and what that costs (learning sheets 3, 7f).
+"""The retention index inside the real machine: what it keeps, how long, and what that costs (learning sheets 3, 7f).
 
 Pauses follow a Lomax law (shape 1.5, scale 2 s), a lost context takes R = 6 s to compute again, and keeping it costs
 one second per second. The index falls to that price at age 1.5 R - 2 s = 7 s, and no other age costs less: 2.743 s.
@@ -65,9 +65,8 @@ def test_a_lomax_pause_is_kept_for_seven_seconds_and_costs_no_more_than_the_best
         usable_blocks=POOL, timing=affine(STEP_US, TOKEN_US, 0), max_paused_programs=4, num_slots=8, queue_capacity=64,
         warmup_fraction=0.0,
     )  # fmt: skip
-    result = js.rollout(
-        scenario, policy.with_params(token_budget=2 * POOL * BLOCK, max_num_seqs=8), seeds=1, record=True
-    )
+    policy = policy.with_params(token_budget=2 * POOL * BLOCK, max_num_seqs=8)
+    result = js.rollout(scenario, policy, seeds=1, record=True)
     records = result.records()
     assert (records["fate"] == "finished").all()
     context, _, taker = ({k: v[: 3 * TRIALS][i::3] for k, v in records.items()} for i in range(3))

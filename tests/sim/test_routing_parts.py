@@ -85,6 +85,7 @@ def test_without_a_match_the_weight_of_the_cache_decides_nothing() -> None:
     views = _views(4, shares=False)
     for name, params in {"llmd_score": {"prefix_weight": 0}, "preble_e2": {"balance_ratio": 0}}.items():
         np.testing.assert_array_equal(_routed(name, views), _routed(name, views, **params))
+    assert views.prefill_tokens is not None
     cost = views.prefill_tokens + 64 * views.num_running
     np.testing.assert_array_equal(_routed("conductor", views), np.argmin(np.asarray(cost), axis=1))
 
@@ -161,4 +162,4 @@ def test_the_window_forgets_what_is_older_than_eleven_buckets() -> None:
         log.append((bucket, m, tokens))
         recent = [(m, t) for b, m, t in log if b > bucket - NUM_BUCKETS]
         expected = [[sum(t[i] for m, t in recent if m == j) for j in range(3)] for i in range(2)]
-        assert np.asarray(recent_tokens(window, bucket)).tolist() == expected
+        assert np.asarray(recent_tokens(window, jnp.int32(bucket))).tolist() == expected

@@ -250,22 +250,22 @@ class RunTable(KvCache):
 
     def resident(
         self, own: Int[Array, ""], group: Int[Array, ""], group_blocks: Int[Array, ""]
-    ) -> tuple[Int[Array, ""], Int[Array, ""]]:
-        """End of the own chain's run (blocks), and how much of the group's prefix and the own chain is findable."""
+    ) -> tuple[Bool[Array, " r"], Bool[Array, " r"], Int[Array, ""], Int[Array, ""]]:
+        """Which runs are of the own chain, which of the group; end of the own run, blocks of both that are findable."""
         is_own, is_group = self.chain == own, (self.chain == group) & (group_blocks > 0)
         own_high = jnp.max(jnp.where(is_own, self.high, 0))
         held = self._held_of_group(group, self._running)
         group_high = jnp.maximum(jnp.max(jnp.where(is_group, self.high, 0)), held)
         group_high = jnp.minimum(group_high, group_blocks)
         # (A pin keeps the own chain, not the group's prefix: what is left of the chain may have lost its beginning.)
-        return own_high, jnp.where((own_high > 0) & (group_high == group_blocks), own_high, group_high)
+        resident = jnp.where((own_high > 0) & (group_high == group_blocks), own_high, group_high)
+        return is_own, is_group, own_high, resident
 
     def lookup(self, row: Int[Array, ""], known: Int[Array, ""]) -> Hit:
         """The own chain's run says all; without one, how much of the group's prefix is held or idle."""
         self.settle()
         own, group, group_blocks = self.content(row)
-        is_own, is_group = self.chain == own, (self.chain == group) & (group_blocks > 0)
-        own_high, resident = self.resident(own, group, group_blocks)
+        is_own, is_group, own_high, resident = self.resident(own, group, group_blocks)
         running = self._running
         blocks = jnp.minimum(resident, (known - 1) // self._static.block_size)
         overlap = jnp.maximum(jnp.minimum(self.high, blocks) - self.low, 0)

@@ -7,6 +7,8 @@ how long the runs are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -37,7 +39,7 @@ Seen = RunsSeen | BlocksSeen | None
 
 def look(
     static: SimStatic,
-    requests: Requests | None,
+    requests: Any,  # Requests; only handed on to the tables, which do not read it here
     kv: RunTableState | BlockTableState | None,
     taken: Int[Array, " m"],
     filled: Int[Array, "m s"],
@@ -95,7 +97,7 @@ def matched_blocks(static: SimStatic, requests: Requests, seen: Seen, row: Int[A
             chain, high = runs
             table = RunTable.seen(static, requests, chain, high, slots)
             own, group, group_blocks = table.content(row)
-            resident = table.resident(own, group, group_blocks)[1]
+            resident = table.resident(own, group, group_blocks)[-1]
             # (In a late view the program's previous turn may still hold what its next one will find.)
             held = jnp.max(jnp.where(table.own == own, table.registered, 0))
             resident = jnp.where(resident >= group_blocks, jnp.maximum(resident, held), resident)
