@@ -59,6 +59,12 @@ def _with_form(static: SimStatic, scenario: Scenario, requests: Requests) -> Sim
         form = "blocks" if requests.content is not None else "runs" if requests.chain is not None else "off"
     if form == "off" or static.scheduler.family != "v1":
         return static
+    if form == "blocks" and static.scheduler.offload is not None:
+        raise UserError(
+            f"policy {static.scheduler.name} copies contexts of programs, and blocks with ids have none",
+            where=f"scenario {scenario.name}, cluster.prefix_cache",
+            expected="a workload of programs with chains, and 'runs' or 'auto'",
+        )
     needs = requests.content if form == "blocks" else requests.chain
     if needs is None:
         other = "runs" if requests.chain is not None else "blocks" if requests.content is not None else "off"

@@ -12,6 +12,7 @@ from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy
 from jaxsched.sim.build import NO_LIMIT_US
 from jaxsched.sim.machine import LONGEST_RUN_US
+from jaxsched.tiering import ClusterTiers, Tier, tier_params
 from jaxsched.timing import StepTimeParams, check_range
 from jaxsched.workloads import Preset, Workload
 
@@ -54,6 +55,7 @@ class Scenario:
     block_size: int = 16
     max_model_len: int = 32768
     prefix_cache: str = "auto"  # "auto", "off", "runs" or "blocks": see `caching.with_cache`
+    tiers: ClusterTiers | None = None  # memory below HBM
     slo: tuple[SloClass, ...] = (SloClass(),)
     router_delay_us: int = 0
     cache_delay_us: int = 0  # age of what cache-aware routers see of the prefix caches
@@ -95,6 +97,16 @@ class Scenario:
     def check(self, policy: Policy) -> None:
         """Refuse what can never run: a step too long for the clock, or a trace whose every prompt exceeds the pool."""
         settings = policy.settings()
+        rule = policy.scheduler.spec.offload
+        if rule is not None and rule.needs_tiers and self.tiers is None:
+            raise UserError(
+                f"policy {policy.name} copies contexts to host memory, and the cluster has none for them",
+                where=f"scenario {self.name}, cluster.tiers",
+                expected="a host tier",
+                hint="Add cluster.tiers.host, e.g. {capacity_gib: 60, d2h_gbps: 25, h2d_gbps: 25}.",
+            )
+        if rule is not None and self.tiers is not None:
+            tier_params(self.tiers, settings)
         whole = policy.scheduler.spec.family in ("orca", "static", "v0")
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
         budget = tokens if whole else int(max(settings["token_budget"], seqs))
@@ -148,7 +160,7 @@ def from_config(config: ScenarioConfig) -> Scenario:
         name=config.name, workload=workload, num_programs=num_programs, rate_per_s=rate,
         num_instances=c.num_instances, usable_blocks=blocks, timing=timing, num_slots=c.num_slots,
         queue_capacity=capacity, max_run_steps=c.max_run_steps, max_paused_programs=paused, block_size=c.block_size,
-        max_model_len=c.max_model_len, prefix_cache=c.prefix_cache, slo=slo,
+        max_model_len=c.max_model_len, prefix_cache=c.prefix_cache, tiers=_tiers(config), slo=slo,
         router_delay_us=round(p.router_delay_ms * 1000), cache_delay_us=round(p.cache_delay_ms * 1000),
         warmup_fraction=config.metrics.warmup_fraction, cooldown_fraction=config.metrics.cooldown_fraction,
         horizon_us=None if config.horizon_s is None else round(config.horizon_s * 1e6),
@@ -181,12 +193,12 @@ def _numbers(config: ScenarioConfig, field: str, params: Mapping[str, Any]) -> d
 
 def _check_policy_names(config: ScenarioConfig) -> None:
     from jaxsched.config import check_name
-    from jaxsched.policies import GATE, RETENTIONS, ROUTERS, SCHEDULERS
+    from jaxsched.policies import GATE, OFFLOADS, RETENTIONS, ROUTERS, SCHEDULERS
 
     scheduler, *parts = config.policy.scheduler.split("+")
     check_name(config, "policy.scheduler", scheduler, list(SCHEDULERS), "scheduler")
     for part in parts:
-        check_name(config, "policy.scheduler", part, [*RETENTIONS, GATE], "retention rule")
+        check_name(config, "policy.scheduler", part, [*RETENTIONS, *OFFLOADS, GATE], "retention rule")
     check_name(config, "policy.router", config.policy.router, list(ROUTERS), "router")
 
 
@@ -207,6 +219,33 @@ def _timing(config: ScenarioConfig) -> tuple[StepTimeParams, int, list[str], int
         return step.params, cluster.kv_blocks, [f"KV pool: {cluster.kv_blocks} blocks per instance (given)"], gpus
     capacity = step.capacity(cluster.block_size, utilisation)
     return step.params, capacity.num_blocks, [f"KV pool: {capacity.explanation}"], gpus
+
+
+def _tiers(config: ScenarioConfig) -> ClusterTiers | None:
+    """Memory below HBM, in blocks."""
+    from jaxsched.timing import find_model
+
+    tiers, timing = config.cluster.tiers, config.timing
+    if tiers is None:
+        return None
+    token_bytes = tiers.kv_bytes_per_token
+    if token_bytes is None:
+        assert timing.kind == "description"  # the schema asks for the number otherwise
+        model = find_model(timing.model)
+        token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * model.dtype_bytes
+    block_bytes = token_bytes * config.cluster.block_size
+
+    def tier(section, write_gbps: float, read_gbps: float) -> Tier:
+        blocks = section.blocks if section.blocks is not None else int(section.capacity_gib * 2**30 // block_bytes)
+        return Tier(blocks, write_gbps, read_gbps, section.launch_us, section.block_group)
+
+    host, remote = tiers.host, tiers.remote
+    return ClusterTiers(
+        host=tier(host, host.d2h_gbps, host.h2d_gbps),
+        block_bytes=block_bytes,
+        remote=None if remote is None else tier(remote, remote.write_gbps, remote.read_gbps),
+        overlap=host.overlap,
+    )
 
 
 def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:

@@ -28,6 +28,7 @@ from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.slots import first_slots, mean_turn
+from jaxsched.tiering import tier_params
 from jaxsched.workloads import Preset, Workload
 from jaxsched.xla import compiler_options, loop_is_native
 
@@ -73,6 +74,7 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
         slo_e2e_us=scenario.limits("e2e_us"),
         slo_tbt_us=scenario.limits("tbt_us"),
         horizon_us=scenario.horizon_us,
+        tiers=tier_params(scenario.tiers, policy.settings()) if _offloads(scenario, policy) else None,
     )
     params = shared.replace(
         seed=jnp.asarray(seeds, jnp.int32),
@@ -81,6 +83,10 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
     )
     axes = jax.tree.map(lambda _: None, shared).replace(seed=0, measure_from=0, measure_to=0)
     return params, axes
+
+
+def _offloads(scenario: Scenario, policy: Policy) -> bool:
+    return policy.scheduler.spec.offload is not None and scenario.tiers is not None
 
 
 def synthetic_lanes(scenario: Scenario, policy: Policy, seeds: Sequence[int], rates: Sequence[float]) -> Lanes:
@@ -145,6 +151,8 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         block_size=scenario.block_size,
         num_paused=scenario.max_paused_programs,
         num_classes=scenario.num_classes,
+        host_tier=_offloads(scenario, policy),
+        remote_tier=_offloads(scenario, policy) and scenario.tiers is not None and scenario.tiers.remote is not None,
         record=record,
     )
     # Room for a full row that is preempted, and as much again for those who wait.

@@ -57,6 +57,45 @@ class WorkloadConfig(Section):
         return self
 
 
+class TierConfig(Section):
+    """A tier of memory below HBM and its link to each instance; capacity as GiB or as KV blocks. GB = 10^9 bytes."""
+
+    capacity_gib: NonNegativeFloat | None = None
+    blocks: NonNegativeInt | None = None
+    launch_us: NonNegativeFloat = 10.0  # fixed time of a transfer operation
+    block_group: PositiveInt = 1  # blocks that one operation moves
+
+    @model_validator(mode="after")
+    def _check(self) -> TierConfig:
+        if (self.capacity_gib is None) == (self.blocks is None):
+            found = "neither" if self.blocks is None else "both"
+            raise ValueError(f"exactly one of `capacity_gib` and `blocks` must be given, found {found}")
+        return self
+
+
+class HostTierConfig(TierConfig):
+    """Host memory of each instance."""
+
+    d2h_gbps: PositiveFloat = 25.0  # GB/s from HBM to host memory
+    h2d_gbps: PositiveFloat = 25.0  # GB/s back
+    overlap: bool = True  # copies overlap with compute; false: the engine waits for them
+
+
+class RemoteTierConfig(TierConfig):
+    """A pool behind host memory that all instances share (each over its own link)."""
+
+    write_gbps: PositiveFloat = 10.0  # GB/s from host memory to the pool
+    read_gbps: PositiveFloat = 10.0  # GB/s back
+
+
+class TiersConfig(Section):
+    """Memory below HBM, for policies that offload (docs/semantics.md, section 10)."""
+
+    host: HostTierConfig
+    remote: RemoteTierConfig | None = None
+    kv_bytes_per_token: PositiveInt | None = None  # None: of the model in the timing description
+
+
 class ClusterConfig(Section):
     """Size of the cluster and of the simulator's bounded tables."""
 
@@ -70,6 +109,7 @@ class ClusterConfig(Section):
     max_model_len: PositiveInt = 32768  # tokens, prompt and output
     #: Prefix cache (V1 engines): auto = as the workload's content needs; runs = chains of runs; blocks = block table.
     prefix_cache: Literal["auto", "off", "runs", "blocks"] = "auto"
+    tiers: TiersConfig | None = None  # memory below HBM; used by policies that offload
 
 
 class DescriptionTiming(Section):
@@ -167,6 +207,12 @@ class ScenarioConfig(Section):
             raise ValueError(f"`slo` has two classes of the same name: {names}")
         if self.timing.kind == "affine" and self.cluster.kv_blocks is None:
             raise ValueError("`cluster.kv_blocks` is needed with timing kind affine: nothing to derive it from")
+        tiers = self.cluster.tiers
+        if tiers is not None and tiers.kv_bytes_per_token is None and self.timing.kind != "description":
+            raise ValueError(
+                f"`cluster.tiers.kv_bytes_per_token` is needed with timing kind {self.timing.kind}: "
+                "nothing to derive it from"
+            )
         return self
 
     def __eq__(self, other: object) -> bool:

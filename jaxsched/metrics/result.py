@@ -108,6 +108,7 @@ class RolloutResult:
             metrics[f"{name}_mean_s"] = _mean_us(values) * 1e-6
             for label, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
                 metrics[f"{name}_{label}_s"] = quantile_us(values, q) * 1e-6
+        metrics["tbt_p999_s"] = quantile_us(total[:, Hist.TBT], 0.999) * 1e-6
         measured_s = spans * (1.0 - scenario.warmup_fraction - scenario.cooldown_fraction)
         measured_s = np.maximum(measured_s, 1e-9)
         class_good = np.asarray(m.class_good)
@@ -137,6 +138,17 @@ class RolloutResult:
             ("programs_done", Count.PROGRAMS_DONE),
         ):
             metrics[name] = counts[:, which].astype(np.float64)
+        if scenario.tiers is not None and static.host_tier:
+            block_bytes = scenario.tiers.block_bytes
+            for name, which in (
+                ("host_out_bytes", Count.HOST_OUT_BLOCKS),
+                ("host_in_bytes", Count.HOST_IN_BLOCKS),
+                ("remote_out_bytes", Count.REMOTE_OUT_BLOCKS),
+                ("remote_in_bytes", Count.REMOTE_IN_BLOCKS),
+            ):
+                metrics[name] = counts[:, which].astype(np.float64) * block_bytes
+            metrics["transfers"] = counts[:, Count.TRANSFERS].astype(np.float64)
+            metrics["stall_s"] = counts[:, Count.STALL_US] * 1e-6
         metrics["simulated_s"] = sim_s
         settled = {
             "finished": counts[:, Count.FINISHED],
@@ -308,6 +320,9 @@ class Summary:
             cells = "".join(f"{rows[f'{name}_{q}_s']:>10.4g}" for q in ("p50", "p90", "p99"))
             lines.append(f"{name.upper() if name != 'queueing' else 'Queueing':12}{cells}")
         lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in self.OTHER_ROWS))
+        if "transfers" in rows:
+            moved = ("host_out_bytes", "host_in_bytes", "remote_out_bytes", "remote_in_bytes", "transfers", "stall_s")
+            lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in moved))
         fates = {name[5:]: value for name, value in rows.items() if name.startswith("fate_")}
         lines.append("fates: " + ", ".join(f"{name} {value:.6g}" for name, value in fates.items()))
         lines += [f"warning: {text}" for text in r.warnings()]

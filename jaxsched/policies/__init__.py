@@ -13,8 +13,11 @@ from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
 from jaxsched.policies.ewsjf import EWSJF
+from jaxsched.policies.fastswitch import FASTSWITCH, VLLM_SWAP
 from jaxsched.policies.gittins import GITTINS, GITTINS_RETENTION
+from jaxsched.policies.minwaste import MINWASTE
 from jaxsched.policies.mlfq import MLFQ
+from jaxsched.policies.offload import OFFLOAD, TIER_DEFAULTS, Offload
 from jaxsched.policies.orca import ORCA
 from jaxsched.policies.past_future import PAST_FUTURE
 from jaxsched.policies.plas import PLAS
@@ -26,19 +29,26 @@ from jaxsched.policies.srpt import SRPT, SRPT_ORACLE
 from jaxsched.policies.static_batching import STATIC
 from jaxsched.policies.vllm import VLLM, VLLM_ASYNC, VLLM_PRIORITY
 from jaxsched.policies.vllm_v0 import VLLM_V0
+from jaxsched.sim.retain import OffloadRule
 
 SCHEDULERS: dict[str, Scheduler] = {
     entry.spec.name: entry
     for entry in (
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
-        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE,
+        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"
 #: Retention rules that go with any scheduler of the V1 engine: ``get("pfcfs+ttl")``.
-RETENTIONS: dict[str, Retention] = {**CONTINUUM_RETENTIONS, GITTINS_RETENTION.name: GITTINS_RETENTION}
+RETENTIONS: dict[str, Retention] = {
+    **CONTINUUM_RETENTIONS,
+    GITTINS_RETENTION.name: GITTINS_RETENTION,
+    MINWASTE.name: MINWASTE,
+}
 GATE = "gate"
+#: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
+OFFLOADS: dict[str, Offload] = {OFFLOAD.name: OFFLOAD}
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -71,13 +81,13 @@ def split_name(name: str) -> tuple[str, str]:
 def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = None, **params: float) -> Policy:
     """A policy from a scheduler and a router of the catalogue, with parameters overridden.
 
-    `scheduler` may carry a retention rule and the gate: ``"pfcfs+ttl"``, ``"gittins+gate"``, ``"continuum+gate"``.
+    `scheduler` may carry a retention rule, the gate and an offload rule: ``"pfcfs+ttl"``, ``"gittins+gate+offload"``.
     """
     first, *parts = scheduler.split("+")
     chosen = _lookup(SCHEDULERS, first, "policy")
     for part in parts:
-        if part not in (*RETENTIONS, GATE):
-            _lookup({**RETENTIONS, GATE: None, **ROUTERS}, part, "part of a policy")
+        if part not in (*RETENTIONS, GATE, *OFFLOADS):
+            _lookup({**RETENTIONS, GATE: None, **OFFLOADS, **ROUTERS}, part, "part of a policy")
         chosen = _with_part(chosen, part)
     policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))
     return policy.with_params(**params) if params else policy
@@ -94,12 +104,28 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", order=spec.order or arrival_order)
     if part == GATE:
         return dataclasses.replace(scheduler, spec=dataclasses.replace(spec, gate=True))
+    if part in OFFLOADS:
+        spill = OFFLOADS[part]
+        return _offloading(dataclasses.replace(scheduler, spec=spec), spill.rule, spill.params)
     rule = RETENTIONS[part]
     spec = dataclasses.replace(spec, retain=rule.head)
-    return dataclasses.replace(scheduler, spec=spec, retain_params=dict(rule.params))
+    scheduler = dataclasses.replace(scheduler, spec=spec, retain_params=dict(rule.params))
+    return scheduler if rule.offload is None else _offloading(scheduler, rule.offload, TIER_DEFAULTS)
+
+
+def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float]) -> Scheduler:
+    """A scheduler that copies contexts to host memory."""
+    if scheduler.spec.asynchronous:
+        raise UserError(
+            f"{scheduler.spec.name}: memory tiers go with synchronous stepping only",
+            expected="a synchronous scheduler of the V1 engine, e.g. vllm or continuum",
+        )
+    spec = dataclasses.replace(scheduler.spec, offload=rule)
+    return dataclasses.replace(scheduler, spec=spec, tier_params={**params, **scheduler.tier_params})
 
 
 __all__ = [
+    "OFFLOADS",
     "PARAMETERS",
     "RETENTIONS",
     "ROUTERS",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsched.errors import UserError
 from jaxsched.sim.params import SchedulerParams
-from jaxsched.sim.retain import RetainHead
+from jaxsched.sim.retain import OffloadRule, RetainHead
 from jaxsched.sim.static import RouteHead, SchedulerSpec
 
 #: Names a scheduler's parameters may have, and what each means. `FRACTIONS` are fractions of the pool.
@@ -37,6 +37,7 @@ class Scheduler:
     order_params: dict[str, int] = dataclasses.field(default_factory=dict)  # of the order head, in its order
     retain_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the retention head, in its order
     admit_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the admission head, in its order
+    tier_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `TIER_SETTINGS`, if it offloads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
 
 
@@ -49,6 +50,7 @@ class Retention:
     summary: str
     source: str
     params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the head, in its order
+    offload: OffloadRule | None = None  # it also decides what is copied to host memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +97,8 @@ class Policy:
         return {**V1_DEFAULTS, **self.scheduler.defaults, **self._head_params(), **dict(self.overrides)}
 
     def _head_params(self) -> dict[str, float]:
-        scheduler = self.scheduler
-        own = {**scheduler.order_params, **scheduler.retain_params, **scheduler.admit_params}
+        s = self.scheduler
+        own = {**s.order_params, **s.retain_params, **s.admit_params, **s.tier_params}
         return {**own, **self.router.params}
 
     def route_params(self) -> jnp.ndarray | None:

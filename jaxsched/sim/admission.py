@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.sim import offload
 from jaxsched.sim.admit import AdmitHead, AdmitView, lengths_of, words_of
 from jaxsched.sim.arrivals import hash_bits, in_measured_cohort
 from jaxsched.sim.clock import relative_us
@@ -88,7 +89,10 @@ def queue_view(event: Event) -> QueueView:
     static, slots, columns = event.static, event.slots, event.columns()
     row = columns[:, Col.REQUEST]
     program = event.requests.program[row]
+    now_epoch, now_us = event.stamp(event.now)
     return QueueView(
+        now_epoch=now_epoch,
+        now_us=now_us,
         row=row,
         program=program,
         first_turn_mask=program == row,
@@ -168,7 +172,7 @@ def admission_step(
         known = jnp.where(fresh, prompt, event.at(slots.known, slot))
         dead = exists & ~fresh & (event.at(slots.order, slot) == DEAD)
     else:
-        if static.retains or static.gated:
+        if static.pins or static.gated:
             event.runs.settle()  # the view tells what is still there
         view = queue_view(event)
         key = order(sched.order, view)
@@ -176,6 +180,9 @@ def admission_step(
         if static.gated:
             enters = view.first_turn_mask & ~view.preempted_mask
             eligible &= ~enters | _gate_open(event, view)
+        if static.tiered:
+            loading = event.runs.is_loading(view.row)
+            eligible &= ~loading
         best = jnp.min(jnp.where(eligible, key, 2**31 - 1))
         slot = slot_with(eligible & (key == best), view.sequence)
         exists = jnp.any(eligible)
@@ -207,7 +214,8 @@ def admission_step(
     active = active & ~displaced
 
     # How many tokens, and do its blocks fit?
-    hit_tokens = cached.blocks * static.block_size
+    found = offload.find(event, cached, known)
+    hit_tokens = (cached.blocks + (found.blocks if found is not None else 0)) * static.block_size
     tokens = known - hit_tokens
     fits = jnp.bool_(True)
     whole = ceil_blocks(static, known)
@@ -221,7 +229,7 @@ def admission_step(
         blocks = ceil_blocks(static, hit_tokens + tokens) - cached.blocks
         # Cached blocks that nobody holds count as free until they are taken.
         kept += cached.idle
-        if static.retains:  # pins of others hold as long as anything runs
+        if static.pins:  # pins of others hold as long as anything runs
             kept += jnp.where(inst.running > 0, event.runs.pinned_blocks() - cached.pinned, 0)
         memory = blocks + kept <= inst.free
         memory &= (sched.reserve_full_isl == 0) | (whole - cached.blocks + kept <= inst.free)
@@ -248,8 +256,13 @@ def admission_step(
     drops = active & may & expired
     admits = considered & ~expired & fits & memory
     pops_dead = active & may & dead
+    loads = books_load = jnp.bool_(False)
+    if found is not None:
+        books_load = admits & (found.blocks > 0)
+        loads = offload.load(event, admits, column[Col.REQUEST], cached, found)
+        admits &= ~loads
 
-    _admit(event, slot, admits, fresh, column, prompt, cached, tokens, blocks, reserved)
+    _admit(event, slot, admits, fresh, column, prompt, cached, hit_tokens, tokens, blocks, reserved)
     _drop(event, slot, drops, fresh, column, prompt)
     if fcfs:
         _pop(event, admits | drops | pops_dead)
@@ -260,7 +273,7 @@ def admission_step(
         resumed=(~fresh if fcfs else column[Col.PREEMPTIONS] > 0).astype(jnp.int32),
         dropped=jnp.where(drops, column[Col.REQUEST], -1),
     )
-    progress = admits | drops | pops_dead
+    progress = admits | drops | pops_dead | loads
     state = event.state
     more = (inst.waiting > 0) & (inst.running < sched.max_num_seqs)
     if family in ("v1", "sarathi"):
@@ -277,15 +290,19 @@ def admission_step(
         if static.gated:  # the gate may close before a new program, and so let another one be the candidate
             waits &= ~jnp.any(enters & (event.index == slot))
         blocked |= waits
+        if static.tiered:  # what is on its way in comes at the end of a copy, which ends a run of steps
+            blocked |= ~jnp.any(view.waiting_mask & ~loading)
     displacing = displaced | dropped_early
-    return (progress & more) | displacing, displacing, blocked
+    # (A load is booked at the end of the micro-step: the step that waits for it is formed in a later one.)
+    return (progress & more) | books_load | displacing, displacing, blocked
 
 
-def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, tokens, blocks, reserved) -> None:
+def _admit(
+    event: Event, slot, active, fresh, column, prompt, cached: Hit, hit_tokens, tokens, blocks, reserved
+) -> None:
     static, slots, inst = event.static, event.slots, event.inst
     mask = (event.index == slot) & active
     caching = static.prefix_cache != "none"
-    hit_tokens = cached.blocks * static.block_size
     if caching:
         column = column.at[Col.LOST_TOKENS].add(-hit_tokens)
         event.kv.admit(slot, active, column[Col.REQUEST], cached, blocks)
@@ -320,7 +337,7 @@ def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, token
     event.record(column[Col.REQUEST], first, first_scheduled=event.stamp(event.now))
     if caching:
         event.tally.count(Count.CACHED_TOKENS, jnp.where(active, hit_tokens, 0))
-        _learn_from_wait(event, first, column, cached)
+        _learn_from_wait(event, first, column, cached._replace(blocks=hit_tokens // static.block_size))
         if static.record:
             total = event.state.record.cached_total[column[Col.REQUEST]]
             event.record(column[Col.REQUEST], first, cached_first=hit_tokens)
@@ -369,7 +386,10 @@ def _displace(event: Event, active, view: QueueView, key, best, known, cached: H
     worst = jnp.max(jnp.where(running, key, -(2**31)))
     victim = slot_with(running & (key == worst), event.slots.order, largest=True)
     needed = ceil_blocks(event.static, known) - cached.blocks + cached.idle
-    blocked = (inst.running >= sched.max_num_seqs) | (needed > inst.free)
+    free = inst.free
+    if event.static.tiered:  # blocks that copies will set free need no victim
+        free += event.runs.leaving_blocks() - cached.copying
+    blocked = (inst.running >= sched.max_num_seqs) | (needed > free)
     displaces = active & blocked & (worst > best) & jnp.any(running)
     preempt(event, victim, displaces, memory=False)
     return displaces

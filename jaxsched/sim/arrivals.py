@@ -267,6 +267,8 @@ def take_arrival(
         cut = jnp.min(jnp.where(ends >= step_ends_from(static, state, now, m), ends, NEVER_US))
         blocked = waiting > 0 if static.scheduler.order is None and not static.timeouts else False
         wake = jnp.where((planned != NEVER_US) & ~jnp.bool_(blocked), jnp.minimum(cut, planned), wake)
+    if static.tiered:  # an instance that only waits for a copy is idle
+        wake = jnp.where(scalars[_FIELD["in_flight"]] == 0, now, wake)
     at = jnp.where(joins, m, static.num_instances)
     next_event = state.next_event.at[at].set(wake, mode="drop")
 

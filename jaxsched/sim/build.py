@@ -12,6 +12,7 @@ from jaxsched.policies.base import Policy
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.static import SimStatic
+from jaxsched.sim.tiers import TierParams
 from jaxsched.timing.step_time import StepTimeParams
 
 NO_LIMIT_US = 2**31 - 1
@@ -89,6 +90,7 @@ def make_params(
     measure_from: int = 0,
     measure_to: int = 2**30,
     horizon_us: int | None = None,
+    tiers: TierParams | None = None,
 ) -> SimParams:
     """Traced parameters of one lane. Sequences over classes must be equally long; SLOs default to none."""
     num_classes = len(timeout_us)
@@ -117,4 +119,5 @@ def make_params(
         measure_to=jnp.int32(measure_to),
         horizon_epoch=jnp.int32(horizon >> EPOCH_BITS),
         horizon_us=jnp.int32(horizon & (EPOCH_US - 1)),
+        tiers=tiers,
     )

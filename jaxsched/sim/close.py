@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.sim import offload
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import Event, count, set_where, slot_with
 from jaxsched.sim.leave import add_area
@@ -47,7 +48,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         finish_in = jnp.min(jnp.where(decode, steps_left, 2**31 - 1))
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
-        if static.retains:  # no step of a run breaks a pin
+        if static.pins:  # no step of a run breaks a pin
             spare -= event.runs.pinned_blocks()
         memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)
         if static.scheduler.family in ("orca", "static"):
@@ -68,11 +69,16 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     durations = jnp.maximum(constant + context_us(timing, ctx + step * num_decode), 1)
     start = jnp.maximum(event.now, inst.end_last) if asynchronous else event.now
     start = jnp.where(inst.in_flight > 0, start, event.now) if asynchronous else start
+    if static.tiered:
+        start = jnp.maximum(start, event.tiers.stall)
+        event.tally.count(Count.STALL_US, jnp.where(formed, start - event.now, 0))
     ends = start + jnp.cumsum(durations)
     if static.retains and k > 1:  # ... nor begins after the end of one
         expiry = event.runs.next_expiry(*event.stamp(event.now))
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends <= expiry).astype(jnp.int32)))
+    if static.tiered and k > 1:  # ... nor begins once a copy has ended
+        longest = jnp.minimum(longest, 1 + jnp.sum((ends < offload.next_wake(event)).astype(jnp.int32)))
     ends = jnp.where(step < longest, ends, NEVER_US)
     first_end = ends[0]
     last_end = jnp.max(jnp.where(step < longest, ends, 0))
@@ -127,6 +133,10 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         inst.in_flight = jnp.where(formed, 1, inst.in_flight)
         nothing = active & ~formed & (state.preempted == 0)
         next_time = jnp.where(formed, last_end, jnp.where(nothing, NEVER_US, state.next_event[event.m]))
+        if static.tiered:  # those who wait may go on when a copy ends
+            wake = jnp.where(inst.waiting > 0, offload.next_wake(event), NEVER_US)
+            next_time = jnp.where(nothing, wake, next_time)
+            nothing &= wake == NEVER_US
     stuck = nothing & (inst.running == 0) & (inst.waiting > 0)
     m_if = jnp.where(active, event.m, static.num_instances)
     event.state = state.replace(

@@ -7,6 +7,7 @@ Nothing here survives the trace, so the micro-step as a whole stays a pure funct
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from jaxsched.sim.state import (
     max_column_writes,
 )
 from jaxsched.sim.static import SimStatic
+from jaxsched.sim.tiers import Tiers
 
 WRAP_MASK = 2**31 - 1
 
@@ -109,6 +111,11 @@ class Event:
     slots: Slots
     inst: Instance
     kv: KvCache
+    below: Tiers | None = None  # host memory and the remote pool, as this instance sees them
+    # What `sim/offload.py` does at the end of the micro-step.
+    releases: list = dataclasses.field(default_factory=list)
+    candidate: Any = None
+    waits_for_copies: Any = False
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
     late: jax.Array | None = None  # slots whose request had too long a gap, where classes limit gaps
     service: ServiceRow | None = None  # attained service, where the order asks for it
@@ -126,9 +133,10 @@ class Event:
             Slots(*(rows[i] for i in range(rows.shape[0]))),
             Instance(*(scalars[i] for i in range(scalars.shape[0]))),
             load_cache(static, requests, state, m),
-            {} if static.trace else None,
-            jax.lax.dynamic_index_in_dim(state.late, m, 0, keepdims=False) if static.gap_limits else None,
-            ServiceRow(rule, state.service, m, state.epoch, now) if rule is not None else None,
+            Tiers(static, params, state.tiers, m) if static.tiered else None,
+            trace={} if static.trace else None,
+            late=jax.lax.dynamic_index_in_dim(state.late, m, 0, keepdims=False) if static.gap_limits else None,
+            service=ServiceRow(rule, state.service, m, state.epoch, now) if rule is not None else None,
         )  # fmt: skip
 
     def store(self) -> State:
@@ -148,6 +156,9 @@ class Event:
         if self.static.prefix_cache == "runs":
             flags |= jnp.where(self.kv.copies, int(Flag.CACHE_COPIES), 0)
             flags |= jnp.where(self.kv.overflow, int(Flag.CACHE_ENTRIES), 0)
+        if self.static.tiered:
+            flags |= jnp.where(self.tiers.overflow, int(Flag.CACHE_ENTRIES), 0)
+            self.state = self.state.replace(tiers=self.tiers.store(self.state.tiers))
         return self.state.replace(
             flags=flags,
             kv=self.kv.store(self.state.kv),
@@ -166,6 +177,12 @@ class Event:
         """The cache as chains of runs (retention policies have no other)."""
         assert isinstance(self.kv, RunTable)
         return self.kv
+
+    @property
+    def tiers(self) -> Tiers:
+        """The tiers below HBM (only where `static.tiered`)."""
+        assert self.below is not None
+        return self.below
 
     @property
     def index(self) -> jax.Array:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.sim import copies
 from jaxsched.sim.arrivals import next_input_time, next_view_tick
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import apply_pending, ceil_blocks
@@ -34,6 +36,7 @@ class Violation(enum.IntFlag):
     WAKE = 64  # an instance has requests and no event to come, and is not reported as stuck
     LOAD = 128  # predicted work or waiting blocks, which routers read, are not those of the requests there
     CACHE = 512  # free blocks of an instance are not those without content and those of the prefix cache nobody holds
+    TIERS = 1024  # a tier holds more than it can, or one context twice, or an empty copy
     ORDER = 256  # two running requests have the same admission number, or one that is still to be given
 
 
@@ -55,6 +58,7 @@ def violations(static: SimStatic, params: SimParams, requests: Requests, state: 
         Violation.WAKE: _wake(state, instance),
         Violation.LOAD: _load(static, requests, state, instance, slots, running, waiting, fifo),
         Violation.ORDER: _order(instance, slots, running),
+        Violation.TIERS: _tiers(params, state),
         Violation.CACHE: _cache(static, params, state, instance, slots, running),
     }
     mask = sum(jnp.where(wrong, int(bit), 0) for bit, wrong in found.items())
@@ -100,7 +104,8 @@ def _cache(static: SimStatic, params: SimParams, state: State, instance, slots, 
     else:
         used = state.kv.runs[:, runs.CHAIN] != runs.UNUSED
         length = state.kv.runs[:, runs.HIGH] - state.kv.runs[:, runs.LOW]
-        idle = jnp.sum(jnp.where(used, length, 0), axis=1)
+        is_idle = used & (state.kv.runs[:, runs.COPYING] == runs.NO_COPY) if static.tiered else used
+        idle = jnp.sum(jnp.where(is_idle, length, 0), axis=1)
         unhashed, debt = state.kv.scalars[:, runs.UNHASHED], state.kv.scalars[:, runs.DEBT]
         twice = jnp.any(used & (length <= 0))
     free = unhashed + idle - debt
@@ -110,6 +115,24 @@ def _cache(static: SimStatic, params: SimParams, state: State, instance, slots, 
     wrong |= jnp.any(running & (registered > slots.computed // static.block_size), axis=1)
     wrong |= jnp.any(~running & (registered != 0), axis=1)
     return jnp.any(wrong) | twice
+
+
+def _tiers(params: SimParams, state: State) -> Bool[Array, ""]:
+    if state.tiers is None or params.tiers is None:
+        return jnp.bool_(False)
+
+    def wrong(table: Int[Array, "6 e"], capacity: Int[Array, ""]) -> Bool[Array, ""]:
+        chain, length = table[copies.CHAIN], table[copies.HIGH] - table[copies.LOW]
+        used = chain != copies.UNUSED
+        empty = used & ((length <= 0) | (table[copies.LOW] < 0))
+        same = (chain[:, None] == chain[None, :]) & (chain >= 0)[:, None]
+        twice = jnp.sum(same.astype(jnp.int32)) != jnp.sum((chain >= 0).astype(jnp.int32))
+        return jnp.any(empty) | twice | (jnp.sum(jnp.where(used, length, 0)) > capacity)
+
+    found = jnp.any(jax.vmap(wrong, in_axes=(0, None))(state.tiers.host, params.tiers.host_blocks))
+    if state.tiers.remote is not None:
+        found |= wrong(state.tiers.remote, params.tiers.remote_blocks)
+    return found
 
 
 def _counters(static: SimStatic, params: SimParams, instance, slots, running, waiting, fifo) -> Bool[Array, ""]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.sim import offload
 from jaxsched.sim.admit import learn_length
 from jaxsched.sim.clock import add_us, relative_us
 from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
@@ -15,6 +16,7 @@ from jaxsched.sim.graph import finish_turn
 from jaxsched.sim.kv import Pin
 from jaxsched.sim.retain import PauseView, deadline, reload_time_us
 from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
+from jaxsched.sim.tiers import transfer_us
 
 
 def book_run(event: Event, begin: Bool[Array, ""]) -> None:
@@ -103,7 +105,9 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         event.add_waiting(-1, here & ~was_running, prompt, column[Col.REQUEST])
         if static.scheduler.order is None:
             gone_order = jnp.where(was_running, EMPTY, DEAD)
-    inst.free = inst.free + event.kv.release(slot, was_running, held, _pin(event, column, is_finish))
+    pin = _pin(event, slot, column, is_finish)
+    copies = is_finish & (pin.copy if pin is not None else False)
+    inst.free = inst.free + offload.release(event, slot, was_running, held, pin, copies)
     inst.running = inst.running - was_running
     event.drop_work(here, prompt, column)
     scheduled = event.at(slots.computed, slot) + column[Col.LOST_TOKENS]
@@ -138,13 +142,14 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         lengths = learn_length(event.state.lengths, event.m, column[Col.OUTPUT], is_finish)
         event.state = event.state.replace(lengths=lengths)
     pause_program(event, column, is_finish)
-    return active & (num_finished_or_expired > 1)
+    # (With memory tiers what leaves does so at the end of the micro-step, before anything else is looked at.)
+    return active & (num_finished_or_expired > (0 if static.tiered else 1))
 
 
-def _pin(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> Pin | None:
+def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> Pin | None:
     """What the retention policy decides about the context of a program that pauses now."""
     static, requests = event.static, event.requests
-    if not (static.retains or static.gated):
+    if not (static.pins or static.gated):
         return None
     row = column[Col.REQUEST]
     turn = requests.row(row)
@@ -157,24 +162,37 @@ def _pin(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) ->
     after = requests.row(next_row)
     assert turn.chain is not None and turn.group is not None and turn.group_tokens is not None
     goes_on = (following >= 0) & (after.chain == turn.chain)  # else the history is cut: nothing of it comes again
-    ttl_us = jnp.int32(0)
-    head = static.scheduler.retain
-    if head is not None:
+    ttl_us, copy = jnp.int32(0), jnp.bool_(False)
+    head, rule = static.scheduler.retain, static.scheduler.offload
+    if head is not None or static.tiered:
         group_blocks = jnp.where(turn.group >= 0, turn.group_tokens // static.block_size, 0)
         computed = turn.prompt_tokens + turn.output_tokens - 1
         own = jnp.maximum(computed // static.block_size - group_blocks, 0) * static.block_size
+        reload_us, load_us = reload_time_us(event.params.timing, own), jnp.int32(0)
+        if static.tiered:
+            load_us, _ = transfer_us(event.tiers.params.host_in, own // static.block_size)
+            reload_us = jnp.minimum(reload_us, load_us)
+        running = event.running_mask & (event.index != slot)
         view = PauseView(
             tool=jnp.int32(0) if after.tool is None else after.tool,
             context_tokens=own,
-            reload_us=reload_time_us(event.params.timing, own),
+            recompute_us=reload_time_us(event.params.timing, own),
+            reload_us=reload_us,
+            load_us=load_us,
+            running=count(running),
+            running_tokens=jnp.sum(jnp.where(running, event.slots.computed, 0)),
             pool_tokens=event.params.usable_blocks[event.m] * static.block_size,
             pause_epoch=after.pause_epoch,
             pause_us=after.pause_us,
         )
-        ttl_us = head.ttl(event.params.scheduler.retain, event.state.learned, view)
+        known = (event.params.scheduler.retain, event.state.learned, view)
+        ttl_us = jnp.int32(0) if head is None else head.ttl(*known)
+        if static.tiered:
+            always = event.tiers.params.on_pause > 0
+            copy = goes_on & (always if rule is None or rule.copies is None else rule.copies(*known))
     epoch, us = deadline(*event.stamp(event.now), ttl_us)
     none = jnp.int32(-1)
-    return Pin(jnp.where(goes_on, following, none), owner, jnp.where(ttl_us > 0, epoch, none), us)
+    return Pin(jnp.where(goes_on, following, none), owner, jnp.where(ttl_us > 0, epoch, none), us, copy)
 
 
 def has_expired(event: Event) -> Bool[Array, " s"]:

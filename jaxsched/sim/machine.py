@@ -12,17 +12,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from jaxsched.sim import offload
 from jaxsched.sim.admission import admission_step, refill_window
 from jaxsched.sim.arrivals import next_input_time, next_view_tick, take_arrival, telemetry_tick
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.close import close_step, drain_token
 from jaxsched.sim.event import Event, Tally, apply_pending, first_slot
+from jaxsched.sim.kv.runs import COPYING
 from jaxsched.sim.leave import book_run, let_one_leave
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.running import running_pass
 from jaxsched.sim.state import WAITING, Col, Count, Flag, Instance, Phase, State, init_state
 from jaxsched.sim.static import SimStatic
+from jaxsched.sim.tiers import rebase_tiers
 
 #: Longest step or run of steps (537 s): what may follow an event without leaving int32.
 LONGEST_RUN_US = 2**29
@@ -74,6 +77,8 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
 
     event = Event.load(static, params, requests, state, tally, m, now)
     next_phase = _instance_event(event, active, begins & active, phase)
+    if static.tiered:
+        offload.finish(event)
     state = event.store()
     if static.trace:
         event.note(active=active, now=now, instance=m, order=event.slots.order, waiting_after=event.inst.waiting)
@@ -147,7 +152,10 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
     state, inst, sched = event.state, event.inst, event.params.scheduler
     static = event.static
     event.slots.chunk = jnp.where(begins, 0, event.slots.chunk)
-    if static.retains:
+    if static.pins:
+        event.runs.settle()  # what was owed is paid by the pins (and copies) as they were
+        if static.tiered:
+            offload.end_copies(event, begins)
         rows = event.columns()[:, Col.REQUEST]
         event.runs.refresh_pins(begins, *event.stamp(event.now), event.slots.order == WAITING, rows)
     if event.service is not None:
@@ -214,7 +222,13 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
     for name in ("run_start", "end_last"):
         column = tuple(Instance.__dataclass_fields__).index(name)
         instance = instance.at[column].add(jnp.where(shift, -EPOCH_US, 0))
+    kv, tiers = state.kv, state.tiers
+    if tiers is not None:
+        copying = offload.rebased_copies(kv.runs[:, COPYING], shift, EPOCH_US)
+        kv, tiers = kv.replace(runs=kv.runs.at[:, COPYING].set(copying)), rebase_tiers(tiers, shift)
     return state.replace(
+        kv=kv,
+        tiers=tiers,
         epoch=state.epoch + jnp.where(shift, num_epochs, 0),
         now=jnp.where(shift, now, state.now),
         next_event=back(state.next_event),

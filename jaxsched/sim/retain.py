@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import EPOCH_BITS
 from jaxsched.timing.step_time import StepTimeParams, constant_us, context_us
@@ -28,10 +28,25 @@ class PauseView(struct.PyTreeNode):
 
     tool: Int[Array, ""]  # kind of pause that begins
     context_tokens: Int[Array, ""]  # tokens of the program's own context in full blocks
-    reload_us: Int[Array, ""]  # time to compute that context again
+    reload_us: Int[Array, ""]  # time to compute that context again, or to load it if it is copied to host memory
     pool_tokens: Int[Array, ""]  # KV memory of the instance
     pause_epoch: Int[Array, ""]  # the pause itself: for bounds only, which say so (`RetainHead.sees_pause`)
     pause_us: Int[Array, ""]
+    # For policies that weigh a swap:
+    recompute_us: Int[Array, ""]  # time to compute the context again
+    load_us: Int[Array, ""]  # time to copy it between host memory and HBM, one way; 0 without memory tiers
+    running_tokens: Int[Array, ""]  # tokens of KV that the running requests hold
+    running: Int[Array, ""]  # running requests
+
+
+@dataclasses.dataclass(frozen=True)
+class OffloadRule:
+    """That contexts are copied to host memory (sim/tiers.py), and which. Hashable: it is part of what is compiled."""
+
+    #: (retention parameters, what was learned so far, view) -> whether the context is copied when its program pauses;
+    #: None: as `TierParams.on_pause` says.
+    copies: Callable[[Array, Any, PauseView], Bool[Array, ""]] | None = None
+    needs_tiers: bool = True  # False: without a host tier the policy is still one
 
 
 @dataclasses.dataclass(frozen=True)

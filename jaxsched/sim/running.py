@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.sim import offload
 from jaxsched.sim.event import Event, ceil_blocks, count, set_where, slot_with
 from jaxsched.sim.state import WAITING, Col, Count
 
@@ -64,7 +65,8 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         event.kv.take_ahead(jnp.where(pressure, jnp.minimum(inst.free, before_last), 0))
     _accept(event, active & ~pressure, tokens, need)
     event.cache_scheduled(active & ~pressure)
-    preempt(event, last, pressure, memory=True)
+    waits = offload.wait_for_copies(event, pressure) if event.static.tiered else jnp.bool_(False)
+    preempt(event, last, pressure & ~waits, memory=True)
     return pressure
 
 
@@ -133,12 +135,13 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         victim = _priority_victim(event, running)
     else:
         victim = slot_with(running, slots.order, largest=True)
-    itself = victim == failing
+    waits = offload.wait_for_copies(event, pressure) if static.tiered else jnp.bool_(False)
+    itself = (victim == failing) & ~waits
     event.state = event.state.replace(
         cursor=jnp.where(pressure, jnp.where(itself, failing_order, failing_order - 1), state.cursor),
         pending=jnp.where(pressure & ~itself, event.at(tokens, failing), jnp.where(active, 0, state.pending)),
     )
-    preempt(event, victim, pressure, memory=True)
+    preempt(event, victim, pressure & ~waits, memory=True)
     return pressure
 
 
@@ -164,7 +167,8 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     held = event.held_blocks(computed + given, event.at(slots.aux, slot))
     prompt = event.at(slots.prompt, slot)
     column = event.column(slot)
-    inst.free = inst.free + event.kv.release(slot, active, held)
+    swaps = event.tiers.params.on_preempt > 0 if static.tiered else jnp.bool_(False)
+    inst.free = inst.free + offload.release(event, slot, active, held, None, swaps)
     inst.running = inst.running - active
     event.add_waiting(+1, active, prompt, column[Col.REQUEST])
     if event.service is not None:

@@ -22,6 +22,7 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.routing import init_routing
 from jaxsched.sim.service import init_service
 from jaxsched.sim.static import SimStatic
+from jaxsched.sim.tiers import TierState, init_tiers
 
 EMPTY, WAITING, DEAD = -1, -2, -3  # values of the `order` field below zero; >= 0: running, admission number
 
@@ -114,6 +115,12 @@ class Count(enum.IntEnum):
     MEASURED_ARRIVED = 13
     MICRO_STEPS = 14
     CACHED_TOKENS = 15  # found in the prefix cache at admissions
+    HOST_OUT_BLOCKS = 16  # copied from HBM to host memory
+    HOST_IN_BLOCKS = 17  # copied from host memory to HBM
+    REMOTE_OUT_BLOCKS = 18  # copied from host memory to the remote pool
+    REMOTE_IN_BLOCKS = 19  # copied from the remote pool to host memory
+    TRANSFERS = 20  # operations of all these copies
+    STALL_US = 21  # time that instances waited for copies
 
 
 @dataclasses.dataclass
@@ -252,6 +259,7 @@ class State(struct.PyTreeNode):
     lengths: Any = None  # output lengths seen, a window per instance (sim/admit.py); None = admission does not ask
     late: Any = None  # [m, s] 1: a gap between its tokens was beyond its class's limit; None = no class has one
     service: Any = None  # attained service (sim/service.py); None = the order does not ask
+    tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
 
@@ -353,5 +361,6 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         lengths=_no_lengths(static, params),
         late=zeros(m, s) if static.gap_limits else None,
         service=_nobody_served(static, num_requests),
+        tiers=init_tiers(static),
         fired=zeros(num_requests, 3) if static.graphs else None,
     )

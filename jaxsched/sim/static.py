@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 
 from jaxsched.sim.admit import AdmitHead
-from jaxsched.sim.retain import RetainHead
+from jaxsched.sim.retain import OffloadRule, RetainHead
 from jaxsched.sim.service import ServiceRule
 from jaxsched.sim.views import QueueView, RouterView
 
@@ -28,7 +28,7 @@ CACHE_VIEWS = ("none", "cache", "record")
 class SchedulerSpec:
     """The parts of a scheduler that change the program. Semantics: docs/semantics.md, sections 3, 4 and 6."""
 
-    name: str
+    name: str = dataclasses.field(compare=False)  # for messages: equal rules are one compiled program
     family: str = "v1"  # one of FAMILIES: which schedule() is compiled
     order: OrderHead | None = None  # None: FCFS deque (arrivals at the back, preempted at the front)
     static_keys: bool = True  # keys of waiting requests cannot change while they wait
@@ -39,6 +39,7 @@ class SchedulerSpec:
     gate: bool = False  # new programs enter only while the contexts of begun ones leave room
     admit: AdmitHead | None = None  # a memory test at admission beyond the engine's own (V1 family)
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
+    offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -69,6 +70,8 @@ class SimStatic:
     cache_entries: int = 0  # blocks: the largest pool; runs: idle runs that an instance can hold
     max_blocks: int = 0  # full blocks of the longest turn
     num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
+    host_tier: bool = False  # instances have host memory for contexts (used if the scheduler offloads)
+    remote_tier: bool = False  # ... and a pool behind it that all share
     timeouts: bool = False  # some class has a timeout
     gap_limits: bool = False  # some class limits every single gap between tokens
     delayed_view: bool = False  # routers see the state of the last telemetry tick
@@ -97,6 +100,20 @@ class SimStatic:
             raise ValueError(f"the {self.scheduler.family} engines have no prefix cache")
         if (self.scheduler.retain or self.scheduler.gate) and self.prefix_cache == "blocks":
             raise ValueError("retention policies and the gate need chains of runs (prefix_cache = runs)")
+        if self.remote_tier and not self.host_tier:
+            raise ValueError("the remote pool is reached through host memory")
+        if self.tiered and (self.scheduler.order is None or self.scheduler.asynchronous):
+            raise ValueError("memory tiers need an ordered queue and synchronous stepping")
+
+    @property
+    def tiered(self) -> bool:
+        """Whether contexts move between HBM and host memory."""
+        return self.scheduler.offload is not None and self.host_tier and self.prefix_cache == "runs"
+
+    @property
+    def pins(self) -> bool:
+        """Whether contexts can be pinned: by retention, or because they have just been loaded."""
+        return self.retains or self.tiered
 
     @property
     def retains(self) -> bool:

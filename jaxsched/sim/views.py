@@ -21,6 +21,8 @@ class QueueView(struct.PyTreeNode):
     priority: Int[Array, " s"]  # lower = more important
     sequence: Int[Array, " s"]  # arrival number in this lane: a FCFS key
     wait_us: Float[Array, " s"]  # time since arrival
+    now_epoch: Int[Array, ""]  # the clock: epochs of 2^30 us,
+    now_us: Int[Array, ""]  # and microseconds since the start of the epoch
     row: Int[Array, " s"]  # identity of the turn
     program: Int[Array, " s"]  # identity of its program: programs are numbered in order of arrival
     first_turn_mask: Bool[Array, " s"]  # the turn is its program's first

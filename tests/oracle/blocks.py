@@ -33,6 +33,7 @@ class Hit:
     tokens: int = 0
     blocks: list[Block] = field(default_factory=list)
     num_evictable: int = 0
+    num_copying: int = 0  # how many more nobody holds but a copy under way (memory tiers)
 
 
 @dataclass
@@ -67,6 +68,8 @@ class CountPool:
         self._held: dict[Request, int] = {}
         self.contexts: list[Context] = []  # none without a cache
         self.noted: Counter[str] = Counter()
+        self.loading: dict[int, int] = {}
+        self.next_copy_us, self.num_leaving = None, 0
 
     def lookup(self, request: Request) -> Hit:
         return Hit()
@@ -97,8 +100,11 @@ class CountPool:
     def register(self, request: Request, tokens: int) -> None:
         """Make the full blocks of the first `tokens` tokens findable (nothing to do without a cache)."""
 
-    def release(self, request: Request, context: Context | None = None) -> None:
+    def release(self, request: Request, context: Context | None = None, copying_until: int | None = None) -> None:
         self.free += self._held.pop(request, 0)
+
+    def end_copies(self, now_us: float) -> int:
+        return -1
 
     def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
         """Nothing is pinned without a cache."""
@@ -129,10 +135,13 @@ class CachingPool:
         self._hash_of: dict[tuple, int] = {}  # (hash of the block before, tokens) -> hash
         self.contexts: list[Context] = []  # in order of release
         self.noted: Counter[str] = Counter()
+        #: Blocks that a copy under way needs, and until when: they have their place in the queue but are not free.
+        self._copying: dict[int, int] = {}
+        self.loading: dict[int, int] = {}  # turns whose context is on its way into HBM -> when it will be there
 
     @property
     def free(self) -> int:
-        return len(self._free_queue)
+        return len(self._free_queue) - len(self._copying)
 
     def lookup(self, request: Request) -> Hit:
         """The longest cached run of blocks, never all tokens: the last one is always recomputed."""
@@ -144,7 +153,9 @@ class CachingPool:
             oldest = next(iter(copies.values()))
             hit.blocks.append(oldest)
             hit.tokens += self.block_size
-            hit.num_evictable += oldest.ref == 0
+            is_copying = oldest.index in self._copying
+            hit.num_evictable += oldest.ref == 0 and not is_copying
+            hit.num_copying += is_copying
         return hit
 
     def findable(self) -> frozenset[int]:
@@ -167,6 +178,7 @@ class CachingPool:
         for block in hit.blocks:
             if block.ref == 0:
                 del self._free_queue[block.index]
+                self._copying.pop(block.index, None)
                 self._leave_context(block)
             block.ref += 1
         self.contexts = [c for c in self.contexts if c.program != request.owner]  # the program has gone on
@@ -176,14 +188,19 @@ class CachingPool:
 
     def grow(self, request: Request, tokens: int) -> None:
         for _ in range(self.needed(request, tokens)):
-            block = self._next_to_take()
-            del self._free_queue[block.index]
-            if block.hash is not None:  # eviction
-                self._leave_context(block)
-                del self._copies[block.hash][block.index]
-                block.hash = None
+            block = self._take()
             block.ref = 1
             self._tables[request].append(block)
+
+    def _take(self) -> Block:
+        """The next free block, without its content."""
+        block = self._next_to_take()
+        del self._free_queue[block.index]
+        if block.hash is not None:  # eviction
+            self._leave_context(block)
+            del self._copies[block.hash][block.index]
+            block.hash = None
+        return block
 
     def register(self, request: Request, tokens: int) -> None:
         num_full = tokens // self.block_size
@@ -193,12 +210,20 @@ class CachingPool:
             self._copies.setdefault(block.hash, {})[block.index] = block  # no deduplication
         self._num_registered[request] = max(self._num_registered[request], num_full)
 
-    def release(self, request: Request, context: Context | None = None) -> None:
+    def num_registered(self, request: Request) -> int:
+        return self._num_registered.get(request, 0)
+
+    def release(self, request: Request, context: Context | None = None, copying_until: int | None = None) -> None:
         """Last block first: blocks without a hash go to the front of the free queue, the others to its end.
 
-        Of the latter, those that are the program's own are its `context`, if one is given.
+        Of the latter, those that are the program's own are its `context`, if one is given; a copy of them may be
+        under way until then.
         """
         self._num_registered.pop(request, None)
+        if copying_until is not None:
+            for block in self._tables.get(request, [])[request.shared_blocks :]:
+                if block.ref == 1 and block.hash is not None:
+                    self._copying[block.index] = copying_until
         if context is not None:
             own = self._tables.get(request, [])[request.shared_blocks :]
             context.blocks = [b for b in own if b.ref == 1 and b.hash is not None]
@@ -215,6 +240,44 @@ class CachingPool:
             if block.hash is not None:
                 self._free_queue[block.index] = block
 
+    def end_copies(self, now_us: float) -> int:
+        """Copies that have ended by now let go of their blocks. Returns the end of the last one under way before."""
+        last_us = max(self._copying.values(), default=-1)
+        self._copying = {index: end_us for index, end_us in self._copying.items() if end_us > now_us}
+        self.loading = {row: end_us for row, end_us in self.loading.items() if end_us > now_us}
+        return last_us
+
+    @property
+    def next_copy_us(self) -> int | None:
+        return min(self._copying.values(), default=None)
+
+    @property
+    def num_leaving(self) -> int:
+        """Blocks that will be free when copies have ended, other than those of contexts that come in."""
+        coming = {b.index for c in self.contexts if c.next_turn in self.loading for b in c.blocks}
+        return len(self._copying.keys() - coming)
+
+    def begin_load(self, request: Request, hit: Hit, num_blocks: int, end_us: int) -> None:
+        """So many blocks more come into HBM behind a hit, which stays until then; the whole is pinned."""
+        own = hit.blocks[request.shared_blocks :]
+        own_end_us = max([self._copying.get(block.index, end_us) for block in own] + [end_us])
+        for block in hit.blocks:
+            if block.ref == 0:
+                self._copying[block.index] = max(self._copying.get(block.index, end_us), end_us)
+        for i in range(len(hit.blocks), len(hit.blocks) + num_blocks):
+            block = self._take()
+            block.hash = self._block_hash(request, i)
+            self._copies.setdefault(block.hash, {})[block.index] = block
+            own.append(block)
+        for block in reversed(own):
+            self._copying[block.index] = own_end_us
+            self._free_queue[block.index] = block
+            self._free_queue.move_to_end(block.index)
+            self._leave_context(block)
+        self.loading[request.row] = own_end_us
+        self.contexts = [c for c in self.contexts if c.program != request.owner]
+        self.contexts.append(Context(request.row, request.owner, None, own, is_pinned=True))
+
     def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
         """At the start of a schedule() call."""
         rows = {request.row for request in waiting}
@@ -228,17 +291,19 @@ class CachingPool:
 
     def pinned_besides(self, hit: Hit) -> int:
         """Pinned blocks other than those of a hit."""
-        return sum(b not in hit.blocks for c in self.contexts if c.is_pinned for b in c.blocks)
+        pinned = [b for c in self.contexts if c.is_pinned for b in c.blocks if b.index not in self._copying]
+        return sum(b not in hit.blocks for b in pinned)
 
     def _next_to_take(self) -> Block:
         """Unpinned free blocks in the queue's order; then pinned ones, from the end of the latest program's."""
         pinned = [c for c in self.contexts if c.is_pinned]
         kept = {block.index for c in pinned for block in c.blocks}
         for index, block in self._free_queue.items():
-            if index not in kept:
+            if index not in kept and index not in self._copying:
                 return block
         self.noted["pinned_block_taken"] += 1
-        return max(pinned, key=lambda c: c.program).blocks[-1]
+        takeable = [c for c in pinned if not any(b.index in self._copying for b in c.blocks)]
+        return max(takeable, key=lambda c: c.program).blocks[-1]
 
     def _leave_context(self, block: Block) -> None:
         for context in self.contexts:
@@ -251,7 +316,8 @@ class CachingPool:
         assert set(self._tables) <= set(running)
         refs = Counter(block.index for table in self._tables.values() for block in table)
         assert all(self._blocks[i].ref == num for i, num in refs.items())
-        assert self.free + len(refs) == self.usable and self._free_queue.keys().isdisjoint(refs)
+        assert self.free + len(self._copying) + len(refs) == self.usable and self._free_queue.keys().isdisjoint(refs)
+        assert self._free_queue.keys() >= self._copying.keys()
         in_contexts = [block.index for context in self.contexts for block in context.blocks]
         assert len(set(in_contexts)) == len(in_contexts) and self._free_queue.keys() >= set(in_contexts)
 

@@ -12,6 +12,7 @@ from tests.oracle.admission import WORD_BITS
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
 from tests.oracle.routing import Arrival, Dispatcher
+from tests.oracle.tiers import Store
 
 FIRST_DRAW = 16  # of the uniform numbers; those before it are the routers'
 TICK, CACHE_TICK, ARRIVAL, RETURN, INSTANCE = range(5)  # the order of events at the same time
@@ -54,7 +55,7 @@ def simulate(
         stuck=[i.next_event_us is None and bool(i.waiting) for i in instances],
         smallest_gap=min(cluster.dispatcher.smallest_gap, *(i.smallest_gap for i in instances)),
         end_us=end_us,
-        noted=sum((i.noted + i.pool.noted for i in instances), Counter()),
+        noted=sum((i.noted + i.pool.noted + (i.tiers.noted if i.tiers else Counter()) for i in instances), Counter()),
     )
 
 
@@ -74,9 +75,10 @@ class _Cluster:
         first_turns = workload.arrival_us[: workload.num_programs]
         assert first_turns == sorted(first_turns), "programs must be in arrival order"
         self.workload = workload
+        remote = Store(engine.tiers.remote_blocks) if engine.tiers and engine.tiers.remote_blocks else None
         programs: attained.Programs = {}
         words = None if uniform is None else lambda row, draw: uniform(row, FIRST_DRAW + draw) >> (31 - WORD_BITS)
-        self.instances = [Instance(engine, step_time, programs, words) for _ in range(num_instances)]
+        self.instances = [Instance(engine, step_time, remote, programs, words) for _ in range(num_instances)]
         self.dispatcher = Dispatcher(router, self.instances, uniform)
         self.records = [Record(row) for row in range(len(workload.prompt_tokens))]
         self.returns: list[tuple[int, int]] = []  # heap of (time, row)
@@ -191,6 +193,7 @@ class _Cluster:
         block_size = self.instances[0].config.block_size
         goes_on = turn >= 0 and workload.chain[turn] == workload.chain[row]
         return {
+            "chain": workload.chain[row],
             "owner": self.program[row] if workload.waits is None else workload.chain[row],
             "next_on_chain": turn if goes_on else -1,
             "next_pause_us": workload.pause_us[turn] if goes_on else 0,

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tests.oracle.tiers import TierConfig
+
 Token = tuple[Any, int]  # (stream, offset): two tokens are the same token iff the pairs are equal
 StepLog = dict[str, Any]  # one line of a recording's steps.jsonl
 Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negative integer
 
 Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
-Order = Literal["fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "plas", "atlas"]
+Order = Literal[
+    "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas"
+]  # fmt: skip
 Retention = Literal["", "static_ttl", "preserve", "clair"]
 Router = Literal[
     "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky",
@@ -44,6 +48,7 @@ class EngineConfig:
     ewsjf_step: int = 256
     ewsjf_num_queues: int = 8
     ewsjf_w: float = 1.0
+    switch_update_us: int = 1_000_000  # of fastswitch: how often priorities are drawn
     prefix_caching: bool = False
     retention: Retention = ""  # time to live of a paused program's context (needs prefix caching)
     ttl_us: int = 0  # of static_ttl
@@ -59,10 +64,13 @@ class EngineConfig:
     starvation_ratio: int = 10  # 0 = nobody is promoted
     preempts: bool = True
     pinned_first: int = 1  # 0: no; 1: inside a level; 2: before all levels
+    tiers: TierConfig | None = None  # host memory and a remote pool for contexts
 
     def __post_init__(self) -> None:
         if (self.retention or self.gate_fraction) and not self.prefix_caching:
             raise ValueError("retention and the gate need the prefix cache")
+        if self.tiers is not None and (not self.prefix_caching or self.asynchronous or self.order == "fcfs"):
+            raise ValueError("memory tiers need the prefix cache, an ordered queue and synchronous stepping")
         if self.kind != "vllm" and (self.asynchronous or self.prefix_caching or self.order != "fcfs"):
             raise ValueError(f"kind {self.kind!r} is synchronous, fcfs and without a prefix cache")
 
@@ -181,6 +189,7 @@ class Request:
     owner: int = -1  # whose context its blocks are: the program; in a graph the row at which its chain began
     next_on_chain: int = -1  # row of the next turn if that goes on with this one's content
     next_pause_us: int = 0  # the pause before it: for `clair` only
+    chain: int = -1  # identity of the turn's own content
     shared_blocks: int = 0  # full blocks of the prefix shared with other programs: not the program's own
     computed: int = 0  # tokens whose KV exists or is scheduled
     delivered: int = 0  # output tokens processed

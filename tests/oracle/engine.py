@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.oracle import admission, attained, other_engines, vllm_v1
-from tests.oracle.blocks import Context, Hit, ceil_div, make_pool
+from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
 from tests.oracle.data import EngineConfig, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
+from tests.oracle.tiers import Load, Store, Tiers
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Instance:
         self,
         config: EngineConfig,
         step_time: StepTime,
+        remote: Store | None = None,
         programs: attained.Programs | None = None,
         words: admission.Words | None = None,
     ):
@@ -57,6 +59,7 @@ class Instance:
         self.programs = {} if programs is None else programs  # what they were served, at all instances
         self.config, self.step_time = config, step_time
         self.pool = make_pool(config.usable_blocks, config.block_size, config.prefix_caching)
+        self.tiers = Tiers(config.tiers, remote) if config.tiers else None
         self.running: list[Request] = []  # admission order
         self.waiting: list[Request] = []  # fcfs: front first; other orders: any order
         self.in_flight: deque[Step] = deque()
@@ -118,11 +121,12 @@ class Instance:
         while True:
             considered = [r for r in self.waiting if not r.is_new_program or self._gate_is_open(r)]
             self.noted["kept_out_by_gate"] += len(considered) < len(self.waiting)
+            considered = [r for r in considered if r.row not in self.pool.loading]
             choice = choose(self.config, considered, call.now_us, self.pool.pinned_turns())
             if choice.request is None or not self._is_expired(choice.request, call.now_us):
                 self.smallest_gap = min(self.smallest_gap, choice.relative_gap)
                 return choice.request
-            self._abort(choice.request)
+            self._abort(choice.request, call.now_us)
 
     def run(self, call: Call, request: Request, n: int) -> None:
         """Put n tokens of a running request, for which it holds blocks, into the step."""
@@ -133,23 +137,51 @@ class Instance:
         # vLLM makes blocks findable when they are scheduled; a token in flight is not known and so cannot be hashed.
         self.pool.register(request, min(request.computed, request.prompt_tokens + request.delivered))
 
-    def admit(self, call: Call, request: Request, n: int, *, block_tokens: int, hit: Hit | None = None) -> None:
-        """Move a waiting request to the end of running, with blocks for `block_tokens` tokens, and run n."""
+    def admit(
+        self, call: Call, request: Request, n: int, *, block_tokens: int, hit: Hit | None = None, loaded_tokens: int = 0
+    ) -> None:
+        """Move a waiting request to the end of running, with blocks for `block_tokens` tokens, and run n.
+
+        `loaded_tokens` behind the hit come from host memory before the step.
+        """
         hit = hit or Hit()
         self.waiting.remove(request)
         self.running.append(request)
         request.is_running = True
         self.pool.admit(request, hit, block_tokens)
-        request.computed = hit.tokens
+        request.computed = found_tokens = hit.tokens + loaded_tokens
         if request.service is not None:
             request.service.began_us, request.service.began_tokens = call.now_us, request.num_tokens
         record = request.record
         if record.first_scheduled_us < 0:
             record.first_scheduled_us = call.now_us
-            record.cached_tokens_first = hit.tokens
-        record.cached_tokens_total += hit.tokens
-        call.admitted.append((request, hit.tokens, record.preemptions > 0))
+            record.cached_tokens_first = found_tokens
+        record.cached_tokens_total += found_tokens
+        call.admitted.append((request, found_tokens, record.preemptions > 0))
         self.run(call, request, n)
+
+    def find_load(self, call: Call, request: Request, hit: Hit) -> Load | None:
+        """What the tiers can add to a hit."""
+        if self.tiers is None:
+            return None
+        most = (request.num_tokens - 1) // self.config.block_size
+        return self.tiers.find(request.chain, request.shared_blocks, len(hit.blocks), most, call.now_us)
+
+    def begin_load(self, call: Call, request: Request, hit: Hit, load: Load) -> bool:
+        """Book a load. Returns whether the request must wait for it."""
+        assert self.tiers is not None and isinstance(self.pool, CachingPool)
+        self.tiers.load(request.chain, request.shared_blocks, len(hit.blocks), load, call.now_us)
+        if self.tiers.config.overlap:
+            self.pool.begin_load(request, hit, load.blocks, load.end_us)
+        return self.tiers.config.overlap
+
+    def wait_for_copies(self) -> bool:
+        """A running request lacks blocks that copies under way will set free: the step waits for all of them."""
+        if self.tiers is None or self.pool.next_copy_us is None:
+            return False
+        self.tiers.stall_us = max(self.tiers.stall_us, self.pool.end_copies(math.inf))
+        self.noted["waited_for_copies"] += 1
+        return True
 
     def preempt(self, call: Call, victim: Request) -> None:
         """Recompute preemption: blocks and computed tokens are lost, outputs kept; what this call gave is refunded."""
@@ -158,7 +190,7 @@ class Instance:
         victim.record.scheduled_tokens_total -= n
         victim.discarded += victim.computed - n
         victim.computed = 0
-        self.pool.release(victim)
+        self._release(victim, call.now_us, copies=self.tiers is not None and self.tiers.config.on_preempt)
         self.running.remove(victim)
         victim.is_running = False
         if victim.service is not None:
@@ -173,7 +205,8 @@ class Instance:
         """One schedule() call; it forms a step if anything was scheduled."""
         for request in list(self.running):
             if self._is_expired(request, now_us):
-                self._abort(request)
+                self._abort(request, now_us)
+        self.pool.end_copies(now_us)
         self.pool.refresh_pins(now_us, self.waiting)
         if self.config.order in BY_SERVICE:
             for request in self.waiting:
@@ -182,9 +215,14 @@ class Instance:
         call = Call(now_us, self.config.token_budget)
         SCHEDULERS[self.config.kind](self, call)
         if not call.scheduled and not call.preempted:
+            if not self.in_flight and self.waiting:  # a copy that ends may let them in
+                self._wake_us = self.pool.next_copy_us
             return call
         features = _features(call)
         start_us = max(now_us, self.in_flight[-1].end_us) if self.in_flight else now_us
+        if self.tiers and call.scheduled:
+            self.noted["stall_us"] += max(self.tiers.stall_us - now_us, 0)
+            start_us = max(start_us, self.tiers.stall_us)
         end_us = start_us + max(1, self.step_time(features)) if call.scheduled else start_us
         sampled = [r for r in call.scheduled if r.computed == r.num_tokens]
         for request in sampled:
@@ -240,16 +278,16 @@ class Instance:
         request.record.fate = "finished"
         self.lengths.append(request.output_tokens)
         request.record.finish_us = now_us
-        self._remove(request, self._context(request, now_us))
+        self._remove(request, now_us, self._context(request, now_us))
 
     def _is_expired(self, request: Request, now_us: int) -> bool:
         timeouts_us = self.config.timeouts_us
         timeout_us = timeouts_us[request.klass] if request.klass < len(timeouts_us) else 0
         return timeout_us > 0 and request.arrival_us + timeout_us <= now_us
 
-    def _abort(self, request: Request) -> None:
+    def _abort(self, request: Request, now_us: int) -> None:
         request.record.fate = "timed_out"
-        self._remove(request)
+        self._remove(request, now_us)
 
     def _context(self, request: Request, now_us: int) -> Context | None:
         """What retention makes of the blocks of a program that pauses; None if it is over."""
@@ -276,7 +314,10 @@ class Instance:
         """Time of one prefill of so many tokens."""
         if tokens == 0:
             return 0
-        return self.step_time(StepFeatures(tokens, tokens, 0, 0, 1, tokens, tokens, tokens * (tokens >> 6)))
+        recompute_us = self.step_time(StepFeatures(tokens, tokens, 0, 0, 1, tokens, tokens, tokens * (tokens >> 6)))
+        if self.config.tiers is None:
+            return recompute_us
+        return min(recompute_us, self.config.tiers.host_in.time_us(tokens // self.config.block_size))
 
     def _gate_is_open(self, request: Request) -> bool:
         """Whether a new program may begin: begun ones leave room, or nothing runs."""
@@ -289,11 +330,22 @@ class Instance:
         blocks += sum(len(c.blocks) for c in self.pool.contexts if c.next_turn not in waiting_rows)
         return blocks + ceil_div(request.prompt_tokens, config.block_size) < config.gate_fraction * config.usable_blocks
 
-    def _remove(self, request: Request, context: Context | None = None) -> None:
+    def _remove(self, request: Request, now_us: int, context: Context | None = None) -> None:
         self.num_left += 1
-        self.pool.release(request, context)
+        copies = context is not None and self.tiers is not None and self.tiers.config.on_pause
+        self._release(request, now_us, context, copies=copies)
         (self.running if request.is_running else self.waiting).remove(request)
         request.is_running = False
+
+    def _release(self, request: Request, now_us: int, context: Context | None = None, copies: bool = False) -> None:
+        """Let go of its blocks; if `copies`, the host's copy of its context is brought up to date."""
+        if self.tiers is None or not isinstance(self.pool, CachingPool) or not request.is_running:
+            self.pool.release(request, context)
+            return
+        high = self.pool.num_registered(request)
+        if copies and high > request.shared_blocks:
+            self.tiers.copy_out(request.chain, request.shared_blocks, high, now_us)
+        self.pool.release(request, context, self.tiers.copying_until(request.chain, now_us))
 
     def _check(self) -> None:
         """Conservation of requests, tokens and blocks."""

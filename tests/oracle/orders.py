@@ -10,14 +10,25 @@ from tests.oracle import attained
 from tests.oracle.data import EngineConfig, Request
 
 #: Orders in which a waiting request may push out a running one.
-PREEMPTIVE = ("srpt", "mlfq", "plas", "atlas")
+PREEMPTIVE = ("srpt", "mlfq", "fastswitch", "plas", "atlas")
 BY_SERVICE = ("plas", "atlas")
+EPOCH_US = 2**30  # the update clock of fastswitch begins anew at each
+
+
+def _mix(x: int) -> int:
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)
 
 
 def order_key(config: EngineConfig, request: Request, now_us: int, pinned: Collection[int] = ()) -> int:
     """The integer that the preemptive orders compare: smaller goes first."""
     if config.order in BY_SERVICE:
         return _service_key(config, request, now_us, request.row in pinned)
+    if config.order == "fastswitch":
+        period_us = config.switch_update_us
+        period = now_us // EPOCH_US * (EPOCH_US // period_us + 1) + now_us % EPOCH_US // period_us
+        return _mix(_mix(period * 0x9E3779B9 & 0xFFFFFFFF) ^ request.program) & 0x7FFFFFFF
     if config.order == "srpt":
         return max(request.predicted_tokens - request.gen, 1)
     assert config.order == "mlfq"

@@ -46,6 +46,8 @@ def _schedule_running(engine: Instance, call: Call, chunk_limit: int) -> None:
         if n == 0:
             continue
         while pool.needed(request, request.computed + n) > pool.free:
+            if engine.wait_for_copies():
+                continue
             victim = memory_victim(engine.config, engine.running)
             engine.preempt(call, victim)
             if victim is request:
@@ -66,7 +68,9 @@ def _preempt_for_order(engine: Instance, call: Call) -> None:
     if config.order not in PREEMPTIVE:
         return
     while (candidate := engine.next_candidate(call)) is not None and running:
-        fits = _blocks(engine, candidate, candidate.num_tokens, pool.lookup(candidate)) <= pool.free
+        hit = pool.lookup(candidate)
+        free = pool.free + pool.num_leaving - hit.num_copying
+        fits = _blocks(engine, candidate, candidate.num_tokens, hit) <= free
         if fits and len(running) < config.max_num_seqs:
             return
         victim = order_victim(config, running, call.now_us)
@@ -84,13 +88,16 @@ def _admit_waiting(engine: Instance, call: Call, chunk_limit: int) -> None:
         if request is None:
             return
         hit = pool.lookup(request)
-        n = min(request.num_tokens - hit.tokens, chunk_limit)
+        load = engine.find_load(call, request, hit)
+        loaded = load.blocks * config.block_size if load else 0
+        found = hit.tokens + loaded
+        n = min(request.num_tokens - found, chunk_limit)
         if n > call.budget and not config.chunked_prefill:
             return
         n = min(n, call.budget)
         watermark = config.watermark_blocks if engine.running else 0
         pinned = pool.pinned_besides(hit) if engine.running else 0
-        blocks = _blocks(engine, request, request.num_tokens if config.reserve_full_isl else hit.tokens + n, hit)
+        blocks = _blocks(engine, request, request.num_tokens if config.reserve_full_isl else found + n, hit)
         if blocks + watermark + pinned > pool.free:
             engine.noted["kept_out_by_pins"] += blocks + watermark <= pool.free
             return
@@ -98,4 +105,6 @@ def _admit_waiting(engine: Instance, call: Call, chunk_limit: int) -> None:
         if not lets_in(config, engine.lengths, engine.running, request, engine.words, held):
             engine.noted["kept_out_by_admission"] += 1
             return
-        engine.admit(call, request, n, block_tokens=hit.tokens + n, hit=hit)
+        if load is not None and engine.begin_load(call, request, hit, load):
+            continue
+        engine.admit(call, request, n, block_tokens=found + n, hit=hit, loaded_tokens=loaded)

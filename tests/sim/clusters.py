@@ -24,8 +24,10 @@ from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
 from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
+from tests.oracle.tiers import TierConfig
 from tests.sim.graphs import random_forks, random_graphs, random_lines
 from tests.sim.harness import to_requests
+from tests.sim.tier_lanes import random_tiers, tier_params
 
 LATTICE_US = 1000
 #: The reference's (kind, order, asynchronous) of each scheduler.
@@ -45,16 +47,19 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "continuum": ("vllm", "continuum", False),
     "plas": ("vllm", "plas", False),
     "atlas": ("vllm", "atlas", False),
+    "fastswitch": ("vllm", "fastswitch", False),
 }
 #: The reference's `admission` with "vllm", by name of the scheduler.
 ADMISSIONS = ("past_future", "conservative")
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
     "mlfq_quantum": 64, "mlfq_levels": 5, "ewsjf_step": 100, "ewsjf_num_queues": 5, "ewsjf_w": 0.5,
+    "switch_update_us": 50_000,
 }  # fmt: skip
 ORDER_PARAMS: dict[str, dict[str, int]] = {
     "mlfq": {"quantum_tokens": 64, "num_levels": 5},
     "ewsjf": {"step_tokens": 100, "num_queues": 5, "weight_milli": 500},
+    "fastswitch": {"update_ms": 50},
 }
 #: A step-time model with every term in use, a lattice, and two plain ones.
 TIMINGS: tuple[StepTimeParams, ...] = (
@@ -107,6 +112,7 @@ class Variant:
     graphs: bool = False  # programs are graphs (needs `turns`)
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
+    tiers: str = ""  # "host", or "remote" (host memory and, in some lanes, a remote pool); needs "+offload"
     size: Size = MEDIUM
 
     @property
@@ -172,6 +178,8 @@ class Variant:
             max_blocks=self.max_blocks if self.cache != "none" else 0,
             max_run_steps=max_run_steps,
             record=True,
+            host_tier=bool(self.tiers),
+            remote_tier=self.tiers == "remote",
         )
         return dataclasses.replace(static, ordered_budget=static.ordered_budget or self.thresholds)
 
@@ -222,7 +230,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
             "reserved": draw.choice([0.0, 0.05, 0.25]),
             "overcommit": draw.choice([0.75, 1.0, 1.5]),
         }
-    rule = next((part for part in parts if part != "gate"), "")
+    rule = next((part for part in parts if part not in ("gate", "offload")), "")
     if parts and order == "fcfs":
         order = "arrival"  # a queue that pins and the gate can look into
     longest = size.max_prompt + size.max_output
@@ -257,10 +265,16 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         ttl_us=draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0,
         clair_price=draw.choice([0.001, 0.003, 0.01]) if rule == "clair" else 0.0,
         gate_fraction=draw.choice([0.25, 0.5, 0.75, 1.0]) if "gate" in parts else 0.0,  # exact in float32
+        tiers=_random_tiers(variant, draw, on_lattice) if variant.tiers else None,
         **ORDER_CONFIG,
         **by_service,
         **admission,
     )
+
+
+def _random_tiers(variant: Variant, draw: random.Random, on_lattice: bool) -> TierConfig:
+    pool_blocks = max(variant.size.usable_tokens) // variant.block_size
+    return random_tiers(pool_blocks, variant.tiers == "remote", draw, LATTICE_US if on_lattice else 0)
 
 
 def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) -> Workload:
@@ -326,7 +340,7 @@ def _share(
     group, group_tokens, chain = [-1] * len(prompt), [0] * len(prompt), list(range(len(prompt)))
     content: list[list[Any]] = [[] for _ in prompt]
     for first in range(num_programs):
-        which = draw.choice([-1, 0, 1, 2] if not variant.parts else [-1] * 9 + [0])
+        which = draw.choice([-1, 0, 1, 2] if not (variant.parts or variant.tiers) else [-1] * 9 + [0])
         size = sizes[which] if which >= 0 else 0
         row, before = first, -1
         while row >= 0:
@@ -389,6 +403,9 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
         seed=column([lane.router.seed for lane in lanes]),
         timeout_us=column([engine.timeouts_us for engine in engines]),
     )
+    if variant.tiers:
+        tiers = [tier_params(engine.tiers) for engine in engines if engine.tiers is not None]
+        params = params.replace(tiers=jax.tree.map(lambda *leaves: np.stack(leaves), *tiers))
     blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
     tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)

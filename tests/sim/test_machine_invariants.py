@@ -131,7 +131,8 @@ def test_damage_to_the_prefix_cache_is_found(busy_with_cache, name: str) -> None
 
 
 def test_every_kind_of_violation_is_provoked() -> None:
-    assert {violation for _, violation in DAMAGES.values()} | {Violation.CACHE} == set(Violation)
+    assert {violation for _, violation in DAMAGES.values()} | {Violation.CACHE, Violation.TIERS} == set(Violation)
+    # (TIERS: test_tiers_equal_reference.py)
 
 
 def test_nothing_is_checked_while_an_event_is_under_way(busy) -> None:

@@ -21,6 +21,7 @@ class Hit(NamedTuple):
     idle: jax.Array  # how many of them nobody holds: they are free blocks until the request takes them
     where: Any = None  # which entries, in the representation's own terms
     pinned: jax.Array | int = 0  # blocks of `idle` that are pinned, for this very request
+    copying: jax.Array | int = 0  # of the blocks found: held by nobody but a copy under way, so not free either
 
 
 class Pin(NamedTuple):
@@ -30,6 +31,7 @@ class Pin(NamedTuple):
     program: jax.Array  # row of its first turn; where programs are graphs, of the first turn of the chain
     due_epoch: jax.Array  # end of the time to live
     due_us: jax.Array
+    copy: jax.Array | bool = False  # whether a copy in host memory is brought up to date (sim/tiers.py)
 
 
 class KvCache:

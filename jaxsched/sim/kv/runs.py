@@ -26,11 +26,15 @@ from jaxsched.sim.static import SimStatic
 UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
 #: Rows of `runs`.
 CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
+#: ... and with memory tiers: end of the copy that needs the run (relative to the epoch), 1 while it comes into HBM.
+COPYING, LOADING = 9, 10
 #: Rows of `slots`.
 REGISTERED, OWN, GROUP, GROUP_BLOCKS = range(4)
 #: Columns of `scalars`.
 UNHASHED, DEBT, CLOCK, AHEAD = range(4)
-NUM_FIELDS = 9
+NUM_FIELDS, NUM_TIER_FIELDS = 9, 2
+#: `COPYING` of a run that no copy needs.
+NO_COPY = -(2**31)
 #: Eviction key of pinned runs: behind all stamps, the latest program first.
 PINNED_KEY = 2**30
 MOST_PROGRAMS = 2**28
@@ -41,17 +45,18 @@ class RunTableState(struct.PyTreeNode):
 
     #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
     #: turn (-1: none), program (row of its first turn; of graphs, of the chain's), end of its time to live (epoch, us),
-    #: 1 while pinned.
-    runs: Int[Array, "m 9 r"]
+    #: 1 while pinned. With memory tiers two more, see `COPYING`.
+    runs: Int[Array, "m f r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
 
 
 def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     """An empty cache."""
-    m = static.num_instances
+    m, fields = static.num_instances, NUM_FIELDS + (NUM_TIER_FIELDS if static.tiered else 0)
+    runs = jnp.zeros((m, fields, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED)
     return RunTableState(
-        runs=jnp.zeros((m, NUM_FIELDS, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED),
+        runs=runs.at[:, COPYING].set(NO_COPY) if static.tiered else runs,
         slots=jnp.zeros((m, 4, static.num_slots), jnp.int32).at[:, OWN].set(UNUSED),
         scalars=jnp.zeros((m, 4), jnp.int32).at[:, UNHASHED].set(params.usable_blocks),
     )
@@ -64,6 +69,8 @@ class RunTable(KvCache):
         self._static, self._requests, self._m = static, requests, m
         self.chain, self.low, self.high, self.stamp = (runs[i] for i in range(4))
         self.next, self.program, self.due_epoch, self.due_us, self.pinned = (runs[i] for i in range(4, NUM_FIELDS))
+        if static.tiered:
+            self.copying, self.loading = runs[COPYING], runs[LOADING]
         self.registered, self.own, self.group, self.group_blocks = (slots[i] for i in range(4))
         self.unhashed, self.debt, self.clock, self.ahead = (scalars[i] for i in range(4))
         self.copies = self.overflow = jnp.bool_(False)
@@ -86,6 +93,7 @@ class RunTable(KvCache):
         runs = jnp.stack([
             self.chain, self.low, self.high, self.stamp,
             self.next, self.program, self.due_epoch, self.due_us, self.pinned,
+            *([self.copying, self.loading] if self._static.tiered else []),
         ])  # fmt: skip
         slots = jnp.stack([self.registered, self.own, self.group, self.group_blocks])
         scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.ahead])
@@ -99,9 +107,11 @@ class RunTable(KvCache):
     def settle(self) -> None:
         """Evict from the ends of the longest released runs; of pinned ones last, the latest program first."""
         used, owed = self.chain != UNUSED, self.debt
+        if self._static.tiered:
+            used &= self.copying == NO_COPY
         length = jnp.where(used, self.high - self.low, 0)
         key = self.stamp
-        if self._static.retains:
+        if self._static.pins:
             key = jnp.where(self.pinned > 0, PINNED_KEY + MOST_PROGRAMS - self.program, key)
 
         def unsettled(bounds: tuple[Array, Array]) -> Array:
@@ -127,12 +137,14 @@ class RunTable(KvCache):
 
     # -- pins ----------------------------------------------------------------------------------------------------------
 
-    def refresh_pins(self, active: Bool[Array, ""], epoch: Array, now: Array, waiting: Bool[Array, " s"], rows: Array):
+    def refresh_pins(
+        self, active: Bool[Array, ""], epoch: Array, now: Array, waiting: Bool[Array, " s"], rows: Array
+    ) -> None:
         """At the start of a schedule() call: which runs are pinned.
 
         A pin holds until its time is over, and on while the program's next turn waits (`rows` of the `waiting` slots).
+        Debts have been paid, by the pins as they were.
         """
-        self.settle()  # what was owed is paid by the pins as they were
         due = (self.due_epoch > epoch) | ((self.due_epoch == epoch) & (self.due_us >= now))
         waits = jnp.any((self.next[:, None] == rows[None, :]) & waiting[None, :], axis=1)
         pinned = (self.chain != UNUSED) & (self.next >= 0) & (due | (waits & (self.pinned > 0)))
@@ -140,7 +152,10 @@ class RunTable(KvCache):
 
     def pinned_blocks(self) -> Int[Array, ""]:
         """Idle blocks that are pinned."""
-        return jnp.sum(jnp.where(self.pinned > 0, self.high - self.low, 0))
+        pinned = self.pinned > 0
+        if self._static.tiered:
+            pinned &= ~self.in_copy
+        return jnp.sum(jnp.where(pinned, self.high - self.low, 0))
 
     def next_expiry(self, epoch: Array, us: Array) -> Int[Array, ""]:
         """Time of the next end of a pin, in us since the start of `epoch` (2^31 - 1: none in it or the next)."""
@@ -164,6 +179,69 @@ class RunTable(KvCache):
     def is_pinned(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
         """Whether the context of each of these turns is pinned here."""
         return jnp.any((self.next[None, :] == rows[:, None]) & (self.pinned > 0)[None, :], axis=1)
+
+    # -- copies under way (sim/tiers.py) -------------------------------------------------------------------------------
+
+    @property
+    def in_copy(self) -> Bool[Array, " r"]:
+        """Runs that a copy needs: their blocks are not free until it ends."""
+        return (self.chain != UNUSED) & (self.copying != NO_COPY)
+
+    def end_copies(self, ended: Bool[Array, " r"]) -> Int[Array, ""]:
+        """These copies are over (debts are paid): returns how many blocks are free now."""
+        ended &= self.in_copy
+        self.copying = jnp.where(ended, NO_COPY, self.copying)
+        self.loading = jnp.where(ended, 0, self.loading)
+        return jnp.sum(jnp.where(ended, self.high - self.low, 0))
+
+    def last_copy(self) -> Int[Array, ""]:
+        """End of the last copy under way."""
+        return jnp.max(jnp.where(self.in_copy, self.copying, NO_COPY))
+
+    def next_copy(self) -> Int[Array, ""]:
+        """End of the next copy under way; `NEVER_US` if there is none."""
+        return jnp.min(jnp.where(self.in_copy, self.copying, NEVER_US))
+
+    def leaving_blocks(self) -> Int[Array, ""]:
+        """Blocks that will be free when the copies out of HBM have ended."""
+        return jnp.sum(jnp.where(self.in_copy & (self.loading == 0), self.high - self.low, 0))
+
+    def is_loading(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
+        """Whether the context of each of these turns is on its way into HBM."""
+        return jnp.any((self.next[None, :] == rows[:, None]) & (self.in_copy & (self.loading > 0))[None, :], axis=1)
+
+    def own_run(self, slot: Int[Array, ""]) -> tuple[Array, Array, Array]:
+        """Chain, first block and end of what `release` of a slot would let go of the own chain."""
+        here = jnp.arange(self.registered.shape[0]) == slot
+        pick = lambda field: jnp.sum(jnp.where(here, field, 0))
+        return pick(self.own), pick(self.group_blocks), pick(self.registered)
+
+    def begin_load(
+        self, active: Bool[Array, ""], hit: Hit, blocks: Int[Array, ""], end: Int[Array, ""]
+    ) -> Int[Array, ""]:
+        """What was found in HBM stays until the end of a load of `blocks` more behind it, which are taken.
+
+        Returns how many blocks are no longer free. `settle` and `end_load` must follow.
+        """
+        own, group, group_blocks, _ = hit.where
+        found = active & ((self.chain == own) | ((self.chain == group) & (group_blocks > 0)))
+        held = jnp.sum(jnp.where(found & ~self.in_copy, self.high - self.low, 0))
+        self.copying = jnp.where(found, jnp.maximum(self.copying, end), self.copying)
+        blocks = jnp.where(active, blocks, 0)
+        self.take(blocks)
+        return held + blocks
+
+    def end_load(self, active: Bool[Array, ""], row: Array, hit: Hit, blocks: Array, end: Array) -> None:
+        """The run that a load makes of the row's own chain: it comes in until `end` and is pinned for the row."""
+        own, _, group_blocks, _ = hit.where
+        high = hit.blocks + blocks
+        self._append(active & ~jnp.any(self.chain == own), own, group_blocks, high, self.clock, None, end)
+        mine = (self.chain == own) & active
+        put = lambda value, field: jnp.where(mine, value, field)
+        self.high, self.stamp = put(high, self.high), put(self.clock, self.stamp)
+        self.next, self.program = put(row, self.next), put(self._owner(row), self.program)
+        self.due_epoch, self.pinned, self.loading = put(-1, self.due_epoch), put(1, self.pinned), put(1, self.loading)
+        self.clock = self.clock + 2 * active
 
     def _drop_empty(self) -> None:
         self.chain = jnp.where(self.low >= self.high, UNUSED, self.chain)
@@ -200,10 +278,18 @@ class RunTable(KvCache):
         return jnp.max(jnp.where(same, jnp.minimum(self.registered, self.group_blocks), 0))
 
     def release(
-        self, slot: Int[Array, ""], active: Bool[Array, ""], held: Int[Array, ""], pin: Pin | None = None
+        self,
+        slot: Int[Array, ""],
+        active: Bool[Array, ""],
+        held: Int[Array, ""],
+        pin: Pin | None = None,
+        copying: Int[Array, ""] | None = None,
     ) -> Int[Array, ""]:
-        """A run of the own chain, then (so: evicted after it) one of the group's blocks that nobody else holds."""
-        if self._static.retains:
+        """A run of the own chain, then (so: evicted after it) one of the group's blocks that nobody else holds.
+
+        `copying`: until when a copy needs the own run (`NO_COPY`: none), whose blocks are not free before.
+        """
+        if self._static.retains and not self._static.tiered:  # (with tiers, who calls has done so)
             self.settle()  # what is let go now comes before pinned blocks, but not for what was taken before
         index = jnp.arange(self.registered.shape[0])
         here = index == slot
@@ -214,17 +300,26 @@ class RunTable(KvCache):
         low = self._held_of_group(group, ~here)
         low = jnp.minimum(low, jnp.minimum(registered, group_blocks))
         shared_end = jnp.minimum(registered, group_blocks)
-        self._append(active & (own_blocks > 0), own, group_blocks, registered, self.clock, pin)
+        self._append(active & (own_blocks > 0), own, group_blocks, registered, self.clock, pin, copying)
         self._append(active & (shared_end > low), group, low, shared_end, self.clock + 1)
         self.clock = self.clock + 2 * active
         plain = jnp.where(active, held, 0) - registered
         self.unhashed = self.unhashed + plain
         self.registered = jnp.where(here & active, 0, self.registered)
         self.own = jnp.where(here & active, UNUSED, self.own)
+        if copying is not None:
+            own_blocks = jnp.where(copying == NO_COPY, own_blocks, 0)
         return plain + own_blocks + jnp.where(active, shared_end - low, 0)
 
     def _append(
-        self, active: Bool[Array, ""], chain: Array, low: Array, high: Array, stamp: Array, pin: Pin | None = None
+        self,
+        active: Bool[Array, ""],
+        chain: Array,
+        low: Array,
+        high: Array,
+        stamp: Array,
+        pin: Pin | None = None,
+        copying: Array | None = None,
     ) -> None:
         index = jnp.arange(self.chain.shape[0], dtype=jnp.int32)
         place = jnp.min(jnp.where(self.chain == UNUSED, index, self.chain.shape[0]))
@@ -233,13 +328,21 @@ class RunTable(KvCache):
         self.chain = jnp.where(here, chain, self.chain)
         self.low, self.high = jnp.where(here, low, self.low), jnp.where(here, high, self.high)
         self.stamp = jnp.where(here, stamp, self.stamp)
-        if not (self._static.retains or self._static.gated):
+        if self._static.tiered:
+            self.copying = jnp.where(here, NO_COPY if copying is None else copying, self.copying)
+            self.loading = jnp.where(here, 0, self.loading)
+        if not (self._static.pins or self._static.gated):
             return
         pin = pin or Pin(jnp.int32(-1), jnp.int32(0), jnp.int32(0), jnp.int32(0))
         self.next, self.program = jnp.where(here, pin.next, self.next), jnp.where(here, pin.program, self.program)
         self.due_epoch = jnp.where(here, pin.due_epoch, self.due_epoch)
         self.due_us = jnp.where(here, pin.due_us, self.due_us)
         self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
+
+    def _owner(self, row: Int[Array, ""]) -> Int[Array, ""]:
+        """Whose context a row's own chain is: the program's; in graphs of the row at which the chain began."""
+        assert self._requests.chain is not None
+        return self._requests.chain[row] if self._static.graphs else self._requests.program[row]
 
     def content(self, row: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """Own chain, group (as a chain) and blocks of the group prefix of a table row."""
@@ -263,19 +366,25 @@ class RunTable(KvCache):
 
     def lookup(self, row: Int[Array, ""], known: Int[Array, ""]) -> Hit:
         """The own chain's run says all; without one, how much of the group's prefix is held or idle."""
-        self.settle()
+        if not self._static.tiered:  # (with tiers, the queue's order has looked at the cache before)
+            self.settle()
         own, group, group_blocks = self.content(row)
         is_own, is_group, own_high, resident = self.resident(own, group, group_blocks)
         running = self._running
         blocks = jnp.minimum(resident, (known - 1) // self._static.block_size)
         overlap = jnp.maximum(jnp.minimum(self.high, blocks) - self.low, 0)
-        idle = jnp.sum(jnp.where(is_own | is_group, overlap, 0))
+        found = is_own | is_group
+        copying: Array | int = 0
+        if self._static.tiered:
+            copying = jnp.sum(jnp.where(found & self.in_copy, overlap, 0))
+            overlap = jnp.where(self.in_copy, 0, overlap)
+        idle = jnp.sum(jnp.where(found, overlap, 0))
         unfinished = running & (self.group == group) & (self.registered < self.group_blocks)
         copies = jnp.maximum(own_high, resident) > blocks
         copies |= (group_blocks > 0) & (blocks < group_blocks) & jnp.any(unfinished)
         copies |= jnp.any(running & (self.own == own))
-        pinned = jnp.sum(jnp.where((is_own | is_group) & (self.pinned > 0), overlap, 0))
-        return Hit(blocks, idle, (own, group, group_blocks, copies), pinned)
+        pinned = jnp.sum(jnp.where(found & (self.pinned > 0), overlap, 0))
+        return Hit(blocks, idle, (own, group, group_blocks, copies), pinned, copying)
 
     def admit(
         self, slot: Int[Array, ""], active: Bool[Array, ""], row: Int[Array, ""], hit: Hit, new_blocks: Int[Array, ""]
@@ -286,9 +395,8 @@ class RunTable(KvCache):
         mine = active & ((self.chain == own) | ((self.chain == group) & (group_blocks > 0)))
         self.low = jnp.where(mine, jnp.maximum(self.low, jnp.minimum(self.high, hit.blocks)), self.low)
         self._drop_empty()
-        if self._static.retains or self._static.gated:  # the program has gone on: what is left of its past is garbage
-            owner = own if self._static.graphs else self._requests.program[row]
-            self.next = jnp.where(active & (self.program == owner), -1, self.next)
+        if self._static.pins or self._static.gated:  # the program has gone on: what is left of its past is garbage
+            self.next = jnp.where(active & (self.program == self._owner(row)), -1, self.next)
             self.pinned = jnp.where(self.next < 0, 0, self.pinned)
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         self.registered = jnp.where(here, hit.blocks, self.registered)

@@ -1,0 +1,124 @@
+"""A table of copies of contexts outside HBM: what one tier (an instance's host memory, the remote pool) holds.
+
+A copy is a run of leading blocks of one program's own chain (docs/semantics.md, section 10). Room is made by dropping
+the ends of the copies that were used longest ago; a copy that a transfer reads or writes is left alone until it ends.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+#: Chain of an unused entry, and of a copy that nobody will read again (its blocks are the first to be dropped).
+UNUSED, DISCARDED = -1, -2
+#: Rows of a table: chain, first block, end (blocks), stamp of the last use, time from which it can be read, time until
+#: which a transfer needs it (both in us relative to the epoch).
+CHAIN, LOW, HIGH, STAMP, READY, BUSY = range(6)
+NUM_FIELDS = 6
+#: A time that has always been.
+LONG_AGO = -(2**30)
+
+
+def empty_table(num_entries: int) -> Int[Array, "6 e"]:
+    """A tier that holds nothing."""
+    table = jnp.zeros((NUM_FIELDS, num_entries), jnp.int32)
+    return table.at[CHAIN].set(UNUSED).at[READY].set(LONG_AGO).at[BUSY].set(LONG_AGO)
+
+
+def take_oldest(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""]) -> Int[Array, " e"]:
+    """Blocks to drop from each entry so that `owed` are dropped in all, smallest keys first.
+
+    Keys of entries with a length are unique; `owed` is at most the sum of the lengths. The threshold is found by
+    bisection: no sort.
+    """
+
+    def unsettled(bounds: tuple[Array, Array]) -> Array:
+        low, high = bounds
+        return low < high
+
+    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = high - ((high - low) >> 1)
+        below = jnp.sum(jnp.where(key < middle, length, 0))
+        return jnp.where(below <= owed, middle, low), jnp.where(below <= owed, high, middle - 1)
+
+    there = length > 0
+    most = jnp.max(jnp.where(there, key, -(2**30))) + 1
+    least = jnp.min(jnp.where(there, key, 2**30))
+    threshold, _ = jax.lax.while_loop(unsettled, halve, (jnp.where(owed > 0, jnp.minimum(least, most), most), most))
+    whole = there & (key < threshold)
+    rest = owed - jnp.sum(jnp.where(whole, length, 0))
+    at = there & (key == threshold)
+    return jnp.where(owed > 0, jnp.where(whole, length, jnp.where(at, jnp.minimum(rest, length), 0)), 0)
+
+
+class Copies:
+    """One tier's table during a micro-step: attributes are replaced, `table` gives it back."""
+
+    def __init__(self, table: Int[Array, "6 e"], clock: Int[Array, ""], capacity: Int[Array, ""]):
+        self.chain, self.low, self.high, self.stamp, self.ready, self.busy = (table[i] for i in range(NUM_FIELDS))
+        self.clock, self.capacity = clock, capacity  # stamp of the next use; blocks the tier has
+        self.overflow = jnp.bool_(False)
+
+    @property
+    def table(self) -> Int[Array, "6 e"]:
+        """The table as it is now."""
+        return jnp.stack([self.chain, self.low, self.high, self.stamp, self.ready, self.busy])
+
+    @property
+    def _length(self) -> Int[Array, " e"]:
+        return jnp.where(self.chain != UNUSED, self.high - self.low, 0)
+
+    def find(self, chain: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        """End of the copy of a chain in blocks (0: there is none), and when it can be read."""
+        mine = self.chain == chain
+        return jnp.max(jnp.where(mine, self.high, 0)), jnp.max(jnp.where(mine, self.ready, LONG_AGO))
+
+    def room(self, chain: Int[Array, ""], now: Int[Array, ""]) -> Int[Array, ""]:
+        """Blocks that could be added to the copy of a chain."""
+        others = (self.chain != chain) & (self.busy <= now)
+        kept = jnp.sum(jnp.where(others, 0, self._length))
+        return jnp.maximum(self.capacity - kept, 0)
+
+    def put(
+        self, active: Bool[Array, ""], chain: Array, low: Array, add: Array, now: Array, ready: Array, busy: Array
+    ) -> None:
+        """Add `add` blocks (at most `room`) to the copy of a chain that begins at block `low`; it becomes the newest.
+
+        `ready` and `busy` are the end of the transfer that writes it; with nothing to add it is only touched.
+        """
+        add = jnp.where(active, add, 0)
+        mine = self.chain == chain
+        owed = jnp.maximum(add - (self.capacity - jnp.sum(self._length)), 0)
+        droppable = (self.chain != UNUSED) & ~mine & (self.busy <= now)
+        key = jnp.where(self.chain == DISCARDED, self.stamp - 2**29, self.stamp)
+        self.high = self.high - take_oldest(key, jnp.where(droppable, self._length, 0), owed)
+        self.chain = jnp.where(self.high > self.low, self.chain, UNUSED)
+
+        index = jnp.arange(mine.shape[0], dtype=jnp.int32)
+        exists = jnp.any(mine)
+        place = jnp.min(jnp.where(self.chain == UNUSED, index, mine.shape[0]))
+        here = jnp.where(exists, mine, index == place) & active & (exists | (add > 0))
+        self.overflow = self.overflow | (active & ~exists & (add > 0) & (place == mine.shape[0]))
+        written = here & (add > 0)
+        self.high = jnp.where(written, jnp.where(mine, self.high, low) + add, self.high)
+        self.low = jnp.where(here & ~mine, low, self.low)
+        self.ready = jnp.where(written, ready, self.ready)
+        self.busy = jnp.where(written, jnp.maximum(jnp.where(mine, self.busy, LONG_AGO), busy), self.busy)
+        self.chain = jnp.where(here, chain, self.chain)
+        self.stamp = jnp.where(here, self.clock, self.stamp)
+        self.clock = self.clock + active
+
+    def hold(self, active: Bool[Array, ""], chain: Array, until: Array) -> None:
+        """A transfer needs the copy of a chain until then."""
+        mine = (self.chain == chain) & active
+        self.busy = jnp.where(mine, jnp.maximum(self.busy, until), self.busy)
+
+    def read(self, active: Bool[Array, ""], chain: Array, until: Array, keep: Array) -> None:
+        """A transfer reads the copy of a chain until then; without `keep` it is of no use afterwards."""
+        self.hold(active, chain, until)
+        mine = (self.chain == chain) & active
+        self.stamp = jnp.where(mine, self.clock, self.stamp)
+        self.clock = self.clock + active
+        self.chain = jnp.where(mine & (keep == 0), DISCARDED, self.chain)

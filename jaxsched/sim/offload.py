@@ -1,0 +1,141 @@
+"""Where an event touches the memory tiers (docs/semantics.md, section 10); only compiled where `static.tiered`.
+
+A micro-step lets at most one request leave HBM or brings at most one in, never both. Both are noted where they are
+decided and done once, at the end of the micro-step (`finish`): what they do is large, and compiled once this way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxsched.sim.event import Event
+from jaxsched.sim.kv import Hit, Pin
+from jaxsched.sim.kv.runs import NO_COPY
+from jaxsched.sim.state import Count
+from jaxsched.sim.tiers import CopyOut, Found, Load
+
+_COUNTS = {
+    "out_blocks": Count.HOST_OUT_BLOCKS,
+    "in_blocks": Count.HOST_IN_BLOCKS,
+    "remote_out_blocks": Count.REMOTE_OUT_BLOCKS,
+    "remote_in_blocks": Count.REMOTE_IN_BLOCKS,
+    "operations": Count.TRANSFERS,
+}
+
+
+@dataclasses.dataclass
+class Release:
+    """A request that lets go of its blocks in this micro-step."""
+
+    slot: Array
+    active: Array
+    held: Array
+    pin: Pin
+    copies: Array  # whether the host's copy of its context is brought up to date first
+
+
+@dataclasses.dataclass
+class Candidate:
+    """The waiting request that was considered in this micro-step, and what the tiers have of it."""
+
+    active: Array
+    row: Array
+    cached: Hit
+    found: Found
+
+
+def end_copies(event: Event, begins: Bool[Array, ""]) -> None:
+    """At the start of a schedule() call: copies that have ended let go of their blocks."""
+    runs = event.runs
+    event.inst.free = event.inst.free + runs.end_copies((runs.copying <= event.now) & begins)
+
+
+def wait_for_copies(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Running requests lack blocks that copies under way will set free: the step waits for them. Whether it does."""
+    waits = active & jnp.any(event.runs.in_copy)
+    event.tiers.wait_until(waits, event.runs.last_copy())
+    event.waits_for_copies = waits
+    return waits
+
+
+def release(
+    event: Event, slot: Array, active: Bool[Array, ""], held: Array, pin: Pin | None, copies: Array
+) -> Int[Array, ""] | int:
+    """`KvCache.release`; with tiers at the end of the micro-step, and if `copies`, after a copy to the host is booked.
+
+    Returns how many blocks became free now.
+    """
+    if not event.static.tiered:
+        return event.kv.release(slot, active, held, pin)
+    none = jnp.int32(-1)
+    pin = pin or Pin(none, jnp.int32(0), none, jnp.int32(0))
+    event.releases.append(Release(slot, active, held, pin, copies))
+    return 0
+
+
+def find(event: Event, cached: Hit, known: Int[Array, ""]) -> Found | None:
+    """What the tiers could add to the candidate's hit."""
+    if not event.static.tiered:
+        return None
+    own, _, group_blocks, _ = cached.where
+    most = (known - 1) // event.static.block_size
+    return event.tiers.find(own, group_blocks, cached.blocks, most, event.now)
+
+
+def load(event: Event, active: Bool[Array, ""], row: Array, cached: Hit, found: Found) -> Bool[Array, ""]:
+    """Load what was found for a candidate that would be admitted. Returns whether it must wait for it."""
+    event.candidate = Candidate(active, row, cached, found)
+    return active & (found.blocks > 0) & event.tiers.overlaps
+
+
+def finish(event: Event) -> None:
+    """Do what was noted in this micro-step: book the transfer, move the blocks."""
+    runs, tiers, load = event.runs, event.tiers, event.candidate
+    assert load is not None
+    own, _, group_blocks, _ = load.cached.where
+    comes = load.active & (load.found.blocks > 0) & tiers.overlaps
+    taken = runs.begin_load(comes, load.cached, load.found.blocks, load.found.end)
+    runs.settle()  # what was taken before came before the blocks that are let go of now
+    event.inst.free = event.inst.free - taken
+    waits = jnp.broadcast_to(event.waits_for_copies, runs.copying.shape)
+    event.inst.free = event.inst.free + runs.end_copies(waits)
+
+    gone = _the_active(event.releases)
+    chain, low, high = runs.own_run(gone.slot)
+    copies = CopyOut(gone.active & gone.copies & (high > low), chain, low, high)
+    tiers.transfer(copies, Load(load.active, own, group_blocks, load.cached.blocks, load.found), event.now)
+    ready = tiers.ready_of(chain)
+    until = jnp.where(ready > event.now, ready, NO_COPY)
+    event.inst.free = event.inst.free + runs.release(gone.slot, gone.active, gone.held, gone.pin, until)
+    runs.end_load(comes, load.row, load.cached, load.found.blocks, load.found.end)
+    for name, amount in tiers.counts.items():
+        event.tally.count(_COUNTS[name], amount)
+
+
+def _the_active(releases: list[Release]) -> Release:
+    """The one that is active, if any is."""
+    chosen = releases[0]
+    for other in releases[1:]:
+        pick = lambda one, two, on=other.active: jnp.where(on, two, one)
+        chosen = Release(
+            pick(chosen.slot, other.slot),
+            chosen.active | other.active,
+            pick(chosen.held, other.held),
+            Pin(*(pick(one, two) for one, two in zip(chosen.pin, other.pin, strict=True))),
+            pick(chosen.copies, other.copies),
+        )
+    return chosen
+
+
+def next_wake(event: Event) -> Int[Array, ""]:
+    """When a schedule() call can find something that a copy changed; `NEVER_US` if no copy is under way."""
+    return event.runs.next_copy()
+
+
+def rebased_copies(copying: Int[Array, "m r"], shift: Bool[Array, ""], epoch_us: int) -> Int[Array, "m r"]:
+    """Ends of copies an epoch later, if `shift`."""
+    back = jnp.maximum(copying - epoch_us, -epoch_us)
+    return jnp.where(shift & (copying != NO_COPY), back, copying)
