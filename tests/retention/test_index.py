@@ -15,6 +15,20 @@ SECOND = 1e6
 RELOAD, PRICE = 6.0, 1.0  # the check of the learning sheets: R = 6 s, one second of keeping costs one second
 
 
+# Compiled once: call by call each of their operations would be compiled by itself.
+age_table = jax.jit(index.age_table)
+index_at = jax.jit(index.index)
+return_rate = jax.jit(index.return_rate)
+best_age = jax.jit(index.optimal_eviction_age)
+cost_of_stopping = jax.jit(index.threshold_cost)
+
+
+@jax.jit
+def rates_at_knots(table: pauses.PauseTable) -> jax.Array:
+    """Return rate of the first law at every knot of its table."""
+    return jax.vmap(lambda age_us: index.return_rate(table, jnp.int32(0), age_us))(table.time_us[0])
+
+
 def lomax_cost(tau_s: float) -> float:
     """Expected cost of evicting a Lomax(1.5, 2 s) pause at `tau_s`: closed form."""
     kept = 4.0 * (1.0 - (1.0 + tau_s / 2.0) ** -0.5)
@@ -24,7 +38,7 @@ def lomax_cost(tau_s: float) -> float:
 def crossing_s(ages: index.AgeTable, tool: int, reload_s: float, price: float, longest_s: float = 60.0) -> float:
     """The age at which event code, reading the index as time passes, would evict."""
     grid = jnp.linspace(0.0, longest_s * SECOND, 120_001)
-    value = jax.jit(index.index)(ages, grid, jnp.int32(tool), reload_s * SECOND, jnp.int32(1), jnp.float32(1.0))
+    value = index_at(ages, grid, jnp.int32(tool), reload_s * SECOND, jnp.int32(1), jnp.float32(1.0))
     below = np.flatnonzero(np.asarray(value) <= price)
     return float(grid[below[0]]) / SECOND if len(below) else np.inf
 
@@ -46,7 +60,7 @@ def table() -> pauses.PauseTable:
 
 @pytest.fixture(scope="module")
 def ages(table) -> index.AgeTable:
-    return jax.jit(index.age_table)(table)
+    return age_table(table)
 
 
 def test_closed_forms_of_the_lomax_check():
@@ -56,11 +70,11 @@ def test_closed_forms_of_the_lomax_check():
 
 
 def test_lomax_is_evicted_at_seven_by_the_table(table):
-    age, cost = index.optimal_eviction_age(table, jnp.int32(LOMAX), RELOAD * SECOND, PRICE)
+    age, cost = best_age(table, jnp.int32(LOMAX), RELOAD * SECOND, PRICE)
     assert float(age) / SECOND == pytest.approx(7.0, rel=0.05)
     assert lomax_cost(float(age) / SECOND) < 2.76
     assert float(cost) / SECOND == pytest.approx(lomax_cost(7.0), rel=2e-3)
-    costs = index.threshold_cost(table, jnp.int32(LOMAX), RELOAD * SECOND, PRICE) / SECOND
+    costs = cost_of_stopping(table, jnp.int32(LOMAX), RELOAD * SECOND, PRICE) / SECOND
     assert float(costs[0]) == pytest.approx(6.0)  # evict now
     assert float(costs[-1]) == pytest.approx(4.0, rel=0.02)  # keep for ever, but for the last millionth of pauses
 
@@ -83,32 +97,32 @@ def test_lomax_cost_in_a_simulation(ages):
 @pytest.mark.parametrize("age_s", [0.0, 0.5, 3.0, 7.0, 50.0, 200.0])
 def test_index_of_a_falling_hazard_is_the_hazard(table, ages, age_s):
     hazard = 1.5 / (2.0 + age_s)
-    exact = index.return_rate(table, jnp.int32(LOMAX), age_s * SECOND) * SECOND
+    exact = return_rate(table, jnp.int32(LOMAX), age_s * SECOND) * SECOND
     assert float(exact) == pytest.approx(hazard, rel=0.04)
     assert float(index.rate_at(ages, jnp.int32(LOMAX), age_s * SECOND) * SECOND) == pytest.approx(hazard, rel=0.04)
 
 
 @pytest.mark.parametrize("age_s", [0.0, 0.01, 1.0, 10.0, 25.0])
 def test_index_of_an_exponential_pause_does_not_depend_on_age(table, ages, age_s):
-    exact = index.return_rate(table, jnp.int32(EXPONENTIAL), age_s * SECOND) * SECOND
+    exact = return_rate(table, jnp.int32(EXPONENTIAL), age_s * SECOND) * SECOND
     assert float(exact) == pytest.approx(1 / 3, rel=0.03)
     assert float(index.rate_at(ages, jnp.int32(EXPONENTIAL), age_s * SECOND) * SECOND) == pytest.approx(1 / 3, rel=0.03)
 
 
 @pytest.mark.parametrize("age_s", [0.0, 1.0, 4.0, 4.999])
 def test_index_of_a_deterministic_pause_is_one_over_what_is_left(table, age_s):
-    rate = index.return_rate(table, jnp.int32(DETERMINISTIC), age_s * SECOND) * SECOND
+    rate = return_rate(table, jnp.int32(DETERMINISTIC), age_s * SECOND) * SECOND
     assert float(rate) == pytest.approx(1 / (5.0 - age_s), rel=1e-3)
 
 
 def test_nothing_is_expected_of_a_pause_that_outlived_its_law(table):
     for age_s in (5.0, 5.001, 100.0):
-        assert float(index.return_rate(table, jnp.int32(DETERMINISTIC), age_s * SECOND)) == 0.0
+        assert float(return_rate(table, jnp.int32(DETERMINISTIC), age_s * SECOND)) == 0.0
 
 
 @pytest.mark.parametrize(("reload_s", "kept"), [(4.9, False), (5.1, True), (20.0, True), (1.0, False)])
 def test_a_deterministic_pause_is_kept_to_its_end_or_not_at_all(table, ages, reload_s, kept):
-    age, cost = index.optimal_eviction_age(table, jnp.int32(DETERMINISTIC), reload_s * SECOND, PRICE)
+    age, cost = best_age(table, jnp.int32(DETERMINISTIC), reload_s * SECOND, PRICE)
     assert float(age) / SECOND == pytest.approx(5.0 if kept else 0.0)
     assert float(cost) / SECOND == pytest.approx(min(5.0, reload_s), rel=1e-5)
     reading = crossing_s(ages, DETERMINISTIC, reload_s, PRICE)
@@ -117,9 +131,9 @@ def test_a_deterministic_pause_is_kept_to_its_end_or_not_at_all(table, ages, rel
 
 def test_a_pause_that_ends_on_an_age_of_the_table_is_not_let_go_just_before():
     end_us = 1000.0 * (2 ** (200 / 16) - 1)  # the worst place for a slope between neighbouring ages
-    ages = index.age_table(pauses.tables_from_laws([pauses.Deterministic(end_us)]))
+    ages = age_table(pauses.tables_from_laws([pauses.Deterministic(end_us)]))
     just_before = jnp.linspace(0.955 * end_us, 0.99999 * end_us, 2000)
-    value = index.index(ages, just_before, jnp.int32(0), jnp.float32(end_us), jnp.int32(1), jnp.float32(1.0))
+    value = index_at(ages, just_before, jnp.int32(0), jnp.float32(end_us), jnp.int32(1), jnp.float32(1.0))
     assert float(value.min()) > 1.0
 
 
@@ -133,7 +147,7 @@ def test_a_plain_hazard_rule_fails_the_deterministic_check():
 
 def test_a_mixture_is_kept_through_its_common_pause_and_then_let_go(table, ages):
     # Kept for 2 s: cost .7 * 2 + .3 * (about 1.8) + R * P(longer) against R at once; then a hazard of .07/s.
-    age, _ = index.optimal_eviction_age(table, jnp.int32(MIXTURE), 6 * SECOND, PRICE)
+    age, _ = best_age(table, jnp.int32(MIXTURE), 6 * SECOND, PRICE)
     assert float(age) == pytest.approx(2 * SECOND)
     assert 2.0 <= crossing_s(ages, MIXTURE, 6.0, PRICE) < 2.1
 
@@ -201,19 +215,13 @@ def brute_rate(table: pauses.PauseTable, age: float) -> float:
     return float(np.max((now - s_of(fine[1:][paying])) / kept[paying], initial=0.0))
 
 
-rate_jit = jax.jit(index.return_rate)
-
-
 @settings(max_examples=100, deadline=None)
 @given(random_laws, st.floats(0.0, 1.05))
 def test_index_equals_brute_force_over_keeping_times(law, share):
     table = build(law)
     age = float(np.float32(share * float(table.time_us[0, -1])))
     expected = brute_rate(table, age)
-    assert float(rate_jit(table, jnp.int32(0), age)) == pytest.approx(expected, rel=5e-3, abs=1e-12)
-
-
-best_age = jax.jit(index.optimal_eviction_age)
+    assert float(return_rate(table, jnp.int32(0), age)) == pytest.approx(expected, rel=5e-3, abs=1e-12)
 
 
 @settings(max_examples=200, deadline=None)
@@ -222,9 +230,9 @@ def test_stopping_when_the_index_falls_to_the_price_costs_the_least(law, reload_
     table = build(law)
     _, least = best_age(table, jnp.int32(0), reload_s * SECOND, PRICE)
     times = np.asarray(table.time_us[0])
-    rates = np.asarray(jax.vmap(lambda t: rate_jit(table, jnp.int32(0), t))(table.time_us[0]))
+    rates = np.asarray(rates_at_knots(table))
     stop = np.flatnonzero(rates * reload_s * SECOND <= PRICE)[0]  # the last knot has rate 0
-    costs = np.asarray(index.threshold_cost(table, jnp.int32(0), reload_s * SECOND, PRICE))
+    costs = np.asarray(cost_of_stopping(table, jnp.int32(0), reload_s * SECOND, PRICE))
     at_stop = costs[np.flatnonzero(times == times[stop])[-1]]
     assert at_stop == pytest.approx(float(least), rel=1e-4)
 
@@ -254,7 +262,7 @@ def test_without_samples_a_learned_table_is_the_prior():
     learned = pauses.tables_from_history(ttl.empty_history(2))
     for tool in range(3):
         for age_s in (0.0, 0.5, 2.0):
-            rate = index.return_rate(learned, jnp.int32(tool), age_s * SECOND) * SECOND
+            rate = return_rate(learned, jnp.int32(tool), age_s * SECOND) * SECOND
             assert float(rate) == pytest.approx(1.0, rel=0.35)  # 17 knots, the last millisecond of tail cut off
 
 
