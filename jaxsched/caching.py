@@ -61,3 +61,8 @@ def with_cache(static: SimStatic, scenario: Scenario, requests: Requests) -> Sim
     tokens = np.max(np.asarray(requests.prompt_tokens) + np.asarray(requests.output_tokens))
     longest = int(tokens) // scenario.block_size + 1
     return dataclasses.replace(static, prefix_cache="blocks", cache_entries=scenario.usable_blocks, max_blocks=longest)
+
+
+def with_graphs(static: SimStatic, requests: Requests) -> SimStatic:
+    """`static` for programs that are graphs, if the table says so."""
+    return dataclasses.replace(static, graphs=True) if requests.edges is not None else static

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from jaxsched.config import ScenarioConfig
 
 
+#: Turns of a graph that may be between their edges and their arrival at the same time, for the default of
+#: `cluster.max_paused_programs`; a lane that needs more says so.
+TURNS_AT_ONCE = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class SloClass:
     """What one class of requests is promised. None = no such promise."""
@@ -133,7 +138,9 @@ def from_config(config: ScenarioConfig) -> Scenario:
     )
     c = config.cluster
     turns = workload.max_turns if isinstance(workload, Preset) else int(workload.turn.max()) + 1
-    paused = c.max_paused_programs or (min(num_programs, 1024) if turns > 1 else 0)
+    graphs = workload.graphs if isinstance(workload, Preset) else workload.edges is not None
+    at_once = num_programs * (TURNS_AT_ONCE if graphs else 1)
+    paused = c.max_paused_programs or (min(at_once, 1024) if turns > 1 else 0)
     capacity = 1 << max(c.queue_capacity - 1, 1).bit_length()
     return Scenario(
         name=config.name, workload=workload, num_programs=num_programs, rate_per_s=rate,

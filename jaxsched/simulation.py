@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxsched.caching import with_block_size, with_cache
+from jaxsched.caching import with_block_size, with_cache, with_graphs
 from jaxsched.errors import UserError
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
@@ -371,7 +371,10 @@ def rollouts(
             raise UserError(f"arrival rate {rate}", expected="requests per second above 0")
     scenario.check(policy)
     static = static_of(scenario, policy, record)
-    prepared = lambda requests, rate: with_first_slots(with_cache(static, scenario, requests), scenario, requests, rate)
+
+    def prepared(requests: Requests, rate: float) -> SimStatic:
+        return with_first_slots(with_graphs(with_cache(static, scenario, requests), requests), scenario, requests, rate)
+
     run = functools.partial(run_lanes, num_devices=num_devices, progress=progress)
     results = []
     if isinstance(scenario.workload, Preset):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.event import Tally, ceil_blocks
+from jaxsched.sim.graph import arrive_turn
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.retain import saturated_us
@@ -206,7 +207,7 @@ def take_arrival(
             instance=record.instance.at[where].set(m, mode="drop"),
             arrival=record.arrival.at[where].set(jnp.stack(stamp), mode="drop"),
         )
-    return state.replace(
+    state = state.replace(
         now=jnp.where(active, now, state.now),
         passed=jnp.where(active & (now > state.now), -1, state.passed),
         arrivals=state.arrivals + one_program,
@@ -218,3 +219,6 @@ def take_arrival(
         record=record,
         learned=learned,
     )
+    if static.graphs:
+        state = arrive_turn(requests, state, request, stamp, program, m, joins)
+    return state

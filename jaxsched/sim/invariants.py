@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 from jaxsched.sim.arrivals import next_input_time
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import apply_pending, ceil_blocks
+from jaxsched.sim.graph import COUNT
 from jaxsched.sim.kv import BlockTableState, blocks, runs
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
@@ -48,7 +49,7 @@ def violations(static: SimStatic, params: SimParams, requests: Requests, state: 
         Violation.MEMORY: _memory(static, params, state, instance, slots, running),
         Violation.COUNTERS: _counters(static, params, instance, slots, running, waiting, fifo),
         Violation.LOST: _lost(state, instance),
-        Violation.PROGRAMS: _programs(static, state, instance),
+        Violation.PROGRAMS: _programs(static, requests, state, instance),
         Violation.CLOCK: _clock(static, requests, state),
         Violation.TOKENS: _tokens(static, slots, running, waiting),
         Violation.WAKE: _wake(state, instance),
@@ -134,12 +135,28 @@ def _lost(state: State, instance) -> Bool[Array, ""]:
     return _total(state, Count.ARRIVED) != _total(state, Count.FINISHED, *_GONE) + in_system
 
 
-def _programs(static: SimStatic, state: State, instance) -> Bool[Array, ""]:
+def _programs(static: SimStatic, requests: Requests, state: State, instance) -> Bool[Array, ""]:
+    if static.graphs:
+        return _graphs(requests, state)
     paused = jnp.sum((state.paused.request >= 0).astype(jnp.int32)) if static.num_paused else 0
     in_system = jnp.sum(instance.running + instance.waiting)
     accounted = _total(state, Count.PROGRAMS_DONE, *_GONE) + paused + in_system
     overflow = (state.flags & int(Flag.PAUSED_OVERFLOW)) != 0
     return jnp.where(overflow, accounted > state.arrivals, accounted != state.arrivals)
+
+
+def _graphs(requests: Requests, state: State) -> Bool[Array, ""]:
+    """Every later turn whose edges have all fired has arrived or is due; first rows count programs that are done."""
+    assert state.fired is not None and requests.needed is not None
+    happened = state.fired[:, COUNT] == requests.needed
+    row = jnp.arange(requests.num_rows, dtype=jnp.int32)
+    is_first = (row == requests.program) & (row < requests.num_programs)
+    ready = jnp.sum((happened & ~is_first & (requests.needed > 0)).astype(jnp.int32))
+    done = jnp.sum((happened & is_first).astype(jnp.int32))
+    waiting = jnp.sum((state.paused.request >= 0).astype(jnp.int32))
+    overflow = (state.flags & int(Flag.PAUSED_OVERFLOW)) != 0
+    lost = state.arrivals + ready != _total(state, Count.ARRIVED) + waiting
+    return (done != _total(state, Count.PROGRAMS_DONE)) | (lost & ~overflow)
 
 
 def _clock(static: SimStatic, requests: Requests, state: State) -> Bool[Array, ""]:

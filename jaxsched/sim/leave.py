@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import add_us, relative_us
 from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
+from jaxsched.sim.graph import finish_turn
 from jaxsched.sim.kv import Pin
 from jaxsched.sim.retain import PauseView, deadline, reload_time_us
 from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
@@ -138,7 +139,11 @@ def _pin(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) ->
         return None
     row = column[Col.REQUEST]
     turn = requests.row(row)
-    following = jnp.where(is_finish, turn.next_turn, -1)
+    heir, owner = turn.next_turn, turn.program
+    if static.graphs:  # a pin is of a chain, whatever else of the program is live
+        assert requests.heir is not None and turn.chain is not None
+        heir, owner = requests.heir[row], turn.chain
+    following = jnp.where(is_finish, heir, -1)
     next_row = jnp.maximum(following, 0)
     after = requests.row(next_row)
     assert turn.chain is not None and turn.group is not None and turn.group_tokens is not None
@@ -160,7 +165,7 @@ def _pin(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) ->
         ttl_us = head.ttl(event.params.scheduler.retain, event.state.learned, view)
     epoch, us = deadline(*event.stamp(event.now), ttl_us)
     none = jnp.int32(-1)
-    return Pin(jnp.where(goes_on, following, none), turn.program, jnp.where(ttl_us > 0, epoch, none), us)
+    return Pin(jnp.where(goes_on, following, none), owner, jnp.where(ttl_us > 0, epoch, none), us)
 
 
 def has_expired(event: Event) -> Bool[Array, " s"]:
@@ -198,17 +203,19 @@ def book_leaving(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array,
 
 
 def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> None:
-    """Schedule the return of the program's next turn, or book the program as done."""
-    requests, tally, now = event.requests, event.tally, event.now
+    """Schedule the return of the program's next turn (of a graph: the turns that are ready now), or book it as done."""
+    requests, now = event.requests, event.now
     if not event.static.num_paused:
-        tally.count(Count.PROGRAMS_DONE, is_finish)
+        event.tally.count(Count.PROGRAMS_DONE, is_finish)
+        return
+    if event.static.graphs:
+        program = (column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
+        row, stamp = column[Col.REQUEST], event.stamp(now)
+        event.state, ends = finish_turn(requests, event.state, row, stamp, program, event.m, is_finish)
+        _book_program(event, column, ends)
         return
     following = requests.row(column[Col.REQUEST]).next_turn
-    ends = is_finish & (following < 0)
-    measured = ends & (event.measured(column) > 0)
-    jct = event.since(now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
-    tally.count(Count.PROGRAMS_DONE, ends)
-    tally.observe(Hist.JCT, column[Col.KLASS], jct, measured)
+    _book_program(event, column, is_finish & (following < 0))
 
     paused = event.state.paused
     row = jnp.maximum(following, 0)
@@ -229,3 +236,11 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
         ),
         flags=event.state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
     )
+
+
+def _book_program(event: Event, column: Int[Array, " 16"], ends: Bool[Array, ""]) -> None:
+    """Measurements of a program that ends with this turn."""
+    measured = ends & (event.measured(column) > 0)
+    jct = event.since(event.now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
+    event.tally.count(Count.PROGRAMS_DONE, ends)
+    event.tally.observe(Hist.JCT, column[Col.KLASS], jct, measured)

@@ -52,7 +52,10 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     state = take_arrival(static, params, requests, state, tally, arrives, program_first, t_input)
 
     # The instance event, unless another input comes first (inputs precede instance events of the same time).
-    t_other = jnp.where(arrives, jnp.where(program_first, jnp.minimum(after_arrival, returning), -(2**31)), t_input)
+    after = jnp.where(program_first, jnp.minimum(after_arrival, returning), -(2**31))
+    if static.graphs and requests.spawns is not None:
+        after = jnp.int32(-(2**31))  # the arrival may have made a turn ready that comes first
+    t_other = jnp.where(arrives, after, t_input)
     t_event = jnp.min(state.next_event)
     begins = unlocked & ~ticks & (t_event < t_other) & (t_event <= limit) & (t_event < state.next_tick)
     active = begins | ~unlocked

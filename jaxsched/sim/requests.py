@@ -42,6 +42,15 @@ class Requests(struct.PyTreeNode):
     content_start: Int[Array, " n"] | None = None  # where a turn's ids begin in `content`
     content: Int[Array, " c"] | None = None  # ids >= 0, block after block
 
+    # Programs that are graphs (docs/semantics.md, section 2); None = every program is a chain along `next_turn`. In a
+    # graph `next_turn` only lists the program's turns, and `pause_*` is the longest pause of the turn's edges. An edge
+    # is (row that waits, pause: epochs, us); row -1 = none.
+    edges: Int[Array, "n w 3"] | None = None  # fire when the turn finishes
+    spawns: Int[Array, "n v 3"] | None = None  # fire when the turn arrives and joins a queue; None = nobody has any
+    needed: Int[Array, " n"] | None = None  # later turns: edges that must fire; first turns: turns of the program
+    not_before: Int[Array, "n 2"] | None = None  # earliest arrival after the program's (epochs, us); None = all 0
+    heir: Int[Array, " n"] | None = None  # with chains: row of the turn that goes on with this one's, -1 = none
+
     @property
     def num_rows(self) -> int:
         """Rows of the table, padding included (static)."""

@@ -151,7 +151,7 @@ class Instance:
 
 
 class Paused(struct.PyTreeNode):
-    """Programs between two turns."""
+    """Programs between two turns; of graphs, turns that are ready and whose time has not come."""
 
     request: Int[Array, " p"]  # row of the next turn, -1 = free entry
     epoch: Int[Array, " p"]  # when it arrives
@@ -246,6 +246,7 @@ class State(struct.PyTreeNode):
     record: Record
     kv: Any = None  # the prefix cache, see sim/kv; None = off
     learned: Any = None  # what the retention policy has learned; None = nothing to learn
+    fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -331,4 +332,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         ),
         kv=init_cache(static, params),
         learned=_nothing_learned(static),
+        fired=zeros(num_requests, 3) if static.graphs else None,
     )

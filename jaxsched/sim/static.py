@@ -52,6 +52,7 @@ class SimStatic:
     max_run_steps: int = 32  # longest run of decode steps taken as one event; 1 = step by step
     block_size: int = 16  # tokens per KV block
     num_paused: int = 0  # paused programs a lane can hold; 0 = every program has one turn
+    graphs: bool = False  # programs may be graphs of turns (`Requests.edges`); False = chains
     num_classes: int = 1
     ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
     prefix_cache: str = "none"  # representation of the prefix cache: one of CACHES (V1 family only)
@@ -69,6 +70,8 @@ class SimStatic:
     def __post_init__(self) -> None:
         if self.queue_capacity & (self.queue_capacity - 1):
             raise ValueError(f"queue_capacity must be a power of two, got {self.queue_capacity}")
+        if self.graphs and not self.num_paused:
+            raise ValueError("graphs need num_paused > 0: the turns that wait for their pause")
         if self.trace and self.max_run_steps != 1:
             raise ValueError("trace needs max_run_steps = 1")
         if self.prefix_cache not in CACHES:

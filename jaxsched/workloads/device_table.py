@@ -12,13 +12,14 @@ from jaxsched.errors import UserError
 from jaxsched.sim.clock import join_us, split_us
 from jaxsched.sim.requests import Requests
 from jaxsched.workloads.content import dense, gather, num_full_blocks
+from jaxsched.workloads.graph import Edges, chain_heirs, device_columns, widths
 
 if TYPE_CHECKING:
     from jaxsched.workloads.table import Workload
 
 _PLAIN = ("prompt_tokens", "output_tokens", "predicted_tokens", "klass", "priority")
 #: What the rows behind the last turn hold; everything else is 0 there.
-_INERT = {"prompt_tokens": 1, "output_tokens": 1, "predicted_tokens": 1, "next_turn": -1, "group": -1}
+_INERT = {"prompt_tokens": 1, "output_tokens": 1, "predicted_tokens": 1, "next_turn": -1, "group": -1, "heir": -1}
 
 
 def to_table(workloads: Sequence[Workload], size: int, block_size: int | None) -> list[dict[str, np.ndarray]]:
@@ -30,12 +31,23 @@ def to_table(workloads: Sequence[Workload], size: int, block_size: int | None) -
             raise UserError(f"table of {size} rows for {len(w)} turns", where=w.name, expected=f">= {len(w)}")
         if any(content):
             _check_block_size(w, block_size or max(v.content_block_size for v in workloads))
-    lanes = [_columns(w, size, shares and not any(content)) for w in workloads]
+    graphs = any(w.edges is not None for w in workloads)
+    width = _widest([widths(_edges(w), w.turn) for w in workloads]) if graphs else None
+    lanes = [_columns(w, size, shares and not any(content), width) for w in workloads]
     if any(content):
         longest = max(len(lane["content"]) for lane in lanes)
         for lane in lanes:
             lane["content"] = np.pad(lane["content"], (0, longest - len(lane["content"])), constant_values=-1)
     return lanes
+
+
+def _edges(workload: Workload) -> Edges:
+    return workload.edges if workload.edges is not None else Edges.of_chains(workload.turn, workload.pause_us)
+
+
+def _widest(found: list[tuple[int, int, bool]]) -> tuple[int, int, bool]:
+    finish, arrival, floor = zip(*found, strict=True)
+    return max(finish), max(arrival), any(floor)
 
 
 def from_table(requests: Requests) -> tuple[dict[str, Any], np.ndarray]:
@@ -62,7 +74,28 @@ def from_table(requests: Requests) -> tuple[dict[str, Any], np.ndarray]:
         "turn": turns,
         "pause_us": np.where(turns == 0, 0, join_us(table["pause_epoch"], table["pause_us"])[row]),
     }
+    if "edges" in table:
+        columns["edges"] = _edges_of(table, row, turns)
     return columns, row
+
+
+def _edges_of(table: dict[str, np.ndarray], row: np.ndarray, turns: np.ndarray) -> Edges:
+    """The edges between the rows of a workload; `row` is the device row of each."""
+    number = np.full(len(table["program"]), -1, np.int64)
+    number[row] = np.arange(len(row))
+    parts = []
+    for name in ("edges", "spawns"):
+        if name in table:
+            used = table[name][row]
+            before, place = np.nonzero(used[:, :, 0] >= 0)
+            later, epoch, us = used[before, place].T
+            on_arrival = np.full(len(before), name == "spawns")
+            parts.append((number[later], before, join_us(epoch, us), on_arrival))
+    if "not_before" in table:
+        floor = join_us(table["not_before"][row, 0], table["not_before"][row, 1])
+        late = np.flatnonzero((floor > 0) & (turns > 0))
+        parts.append((late, np.full(len(late), -1), floor[late], np.ones(len(late), bool)))
+    return Edges.of(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def content_of(requests: Requests, row: np.ndarray, block_size: int) -> np.ndarray | None:
@@ -90,7 +123,9 @@ def _check_block_size(workload: Workload, block_size: int) -> None:
         )
 
 
-def _columns(workload: Workload, size: int, with_chains: bool) -> dict[str, np.ndarray]:
+def _columns(
+    workload: Workload, size: int, with_chains: bool, width: tuple[int, int, bool] | None
+) -> dict[str, np.ndarray]:
     w = workload
     first = w.first_mask
     order = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
@@ -115,9 +150,14 @@ def _columns(workload: Workload, size: int, with_chains: bool) -> dict[str, np.n
         _, begins, place = np.unique(w.chain, return_index=True, return_inverse=True)
         columns |= {"chain": position[begins[place]], "group": w.group, "group_tokens": w.group_tokens, "tool": w.tool}
         own.append("chain")
+        if width is not None:
+            heir = chain_heirs(w.chain)
+            columns["heir"] = np.where(heir >= 0, position[heir], -1)
     if w.content is not None and w.content_start is not None:
         columns |= {"tool": w.tool, "content_start": w.content_start}
         table["content"] = dense(w.content)
+    if width is not None:
+        table |= device_columns(_edges(w), w.turn, position, size, width)
     columns["program"] = np.cumsum(first, dtype=np.int32) - 1
     for name, value in columns.items():
         # Padding belongs to itself.

@@ -26,10 +26,11 @@ from jaxsched.workloads.names import nearest
 from jaxsched.workloads.renewal import RenewalSpec
 from jaxsched.workloads.sessions import MixedSessions, SessionSpec, generate_sessions
 from jaxsched.workloads.stages import PipelineSpec, generate_pipelines
+from jaxsched.workloads.subagents import SubAgentSpec, generate_subagents
 
-Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | RenewalSpec
+Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RenewalSpec
 #: Specifications of programs with more than one turn.
-Sessions = SessionSpec | MixedSessions | PipelineSpec
+Sessions = SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec
 
 #: Options that may be traced, so that lanes of one program can differ in them.
 TRACED = ("tool_tail", "turns_factor", "context_scale", "short_share")
@@ -64,6 +65,11 @@ class Preset:
     def max_turns(self) -> int:
         """Most turns a program can have (1 for plain requests)."""
         return self.spec.max_turns if isinstance(self.spec, Sessions) else 1
+
+    @property
+    def graphs(self) -> bool:
+        """Whether programs are graphs: several of their turns can be live at once."""
+        return isinstance(self.spec, PipelineSpec | SubAgentSpec)
 
     @property
     def num_classes(self) -> int:
@@ -160,6 +166,8 @@ class Preset:
 def _generate(spec: Spec, key: Array, num_programs: int, rate_per_s: Array, knobs: Knobs) -> Requests:
     if isinstance(spec, PipelineSpec):
         return generate_pipelines(spec, key, num_programs, rate_per_s, knobs)
+    if isinstance(spec, SubAgentSpec):
+        return generate_subagents(spec, key, num_programs, rate_per_s, knobs)
     if isinstance(spec, SessionSpec | MixedSessions):
         return generate_sessions(spec, key, num_programs, rate_per_s, knobs)
     requests = spec.requests() if isinstance(spec, RenewalSpec) else spec

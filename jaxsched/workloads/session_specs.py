@@ -18,6 +18,7 @@ from jaxsched.workloads.preset_specs import MOONCAKE_OUTPUT, MOONCAKE_PROMPT, SH
 from jaxsched.workloads.presets import Preset
 from jaxsched.workloads.sessions import MixedSessions, Pause, SessionSpec
 from jaxsched.workloads.stages import PipelineSpec, Stage
+from jaxsched.workloads.subagents import SubAgentSpec
 
 _POISSON = Renewal(Exponential())
 
@@ -234,7 +235,7 @@ CHAT_SESSIONS = Preset(
 
 TEXT2SQL = Preset(
     "text2sql",
-    "Text-to-SQL pipeline: about 20 calls a query in seven stages, one after another; prompts of 300 to 12,000 tokens",
+    "Text-to-SQL pipeline: about 20 calls a query in seven stages, those of a stage together; prompts of 300 to 12,000",
     "HexGen-Text2SQL traces (calls and mean lengths of each stage); spreads and templates are judgement",
     PipelineSpec(
         arrivals=_POISSON,
@@ -256,6 +257,29 @@ TEXT2SQL = Preset(
     rate_per_s=0.5,
 )
 
+# -- Fan-out and join -------------------------------------------------------------------------------------------------
+
+SUB_AGENTS = Preset(
+    "sub_agents",
+    "Orchestrators that fan out to about 3 agents of 10 calls each, with tools between them, and join their answers",
+    "450 Claude Code sessions (kv-cache-tester): 63 sub-agents with 676 requests in 17 sessions; tools as swe_tool",
+    SubAgentSpec(
+        arrivals=_POISSON,
+        rounds=Discrete((0.85, 0.15)),
+        agents=Discrete((0.15, 0.2, 0.25, 0.2, 0.1, 0.1)),  # 3.2 a round, 3.7 a program: spread is judgement
+        calls=_lognormal(2.2, 0.65),  # mean 10.7 before the limit
+        first_prompt=_lognormal(7.5, 0.8),  # judgement, as all lengths but the common tokens of the orchestrator
+        task=_lognormal(5.5, 0.6),
+        new_tokens=QuantileTable((-1.645, 0.0, 1.645, 2.326, 3.3), (3.5, 6.0, 8.7, 9.2, 9.9)),
+        plan=_lognormal(6.0, 0.6, high=4_000.0),
+        output=_lognormal(5.0, 0.7, high=4_000.0),
+        pause_s=LogNormalMixture(((0.45, -0.6, 1.8), (0.55, -3.2, 1.0)), high=120.0),
+        common_tokens=12_400,
+        agent_common_tokens=3_000,
+    ),
+    rate_per_s=0.1,
+)
+
 SESSION_PRESETS: tuple[Preset, ...] = (
     CODING_AGENT,
     SWE_TOOL,
@@ -267,4 +291,5 @@ SESSION_PRESETS: tuple[Preset, ...] = (
     CODING_INTERACTIVE,
     CHAT_SESSIONS,
     TEXT2SQL,
+    SUB_AGENTS,
 )

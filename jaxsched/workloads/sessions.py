@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.sim.requests import Requests
 from jaxsched.workloads.arrivals import ArrivalProcess, TimePairs, split_gap
@@ -163,6 +163,49 @@ def table_of(
     )
 
 
+def with_edges(
+    table: Requests,
+    turns: Turns,
+    edges: Int[Array, "t n w"],
+    needed: Int[Array, "t n"],
+    heir: Int[Array, "t n"] | None = None,
+    spawns: Int[Array, "t n v"] | None = None,
+    used: Bool[Array, "t n"] | None = None,
+) -> Requests:
+    """`table_of` these turns with programs that are graphs (jaxsched/sim/requests.py). Turns are told by number, -1 =
+    none; the pause of an edge is that of the turn that waits.
+
+    Args:
+        edges: turns that wait for the finish of each.
+        needed: edges that each waits for; of first turns, the turns of the program.
+        heir: the turn that goes on with the chain of each; None = nobody does.
+        spawns: turns that wait for the arrival of each; None = nobody does.
+        used: turns that the program has; None = the first `turns.count`.
+    """
+    max_turns, num_programs = turns.prompt.shape
+    program = jnp.arange(num_programs, dtype=jnp.int32)
+    rows = lambda t, p: jnp.where(t <= 0, jnp.where(t < 0, -1, p), num_programs + p * (max_turns - 1) + t - 1)
+
+    def wide(to: Int[Array, "t n w"]) -> Int[Array, "rows w 3"]:
+        at = jnp.maximum(to, 0)
+        pause = [jnp.take_along_axis(part[:, :, None], at, axis=0) for part in (turns.pause_epoch, turns.pause_us)]
+        return _flat(jnp.stack([rows(to, program[:, None]), *(jnp.where(to >= 0, p, 0) for p in pause)], axis=-1))
+
+    following = table.next_turn
+    if used is not None:
+        turn = jnp.arange(max_turns, dtype=jnp.int32)[:, None]
+        later = jnp.concatenate([jnp.where(used, turn, max_turns)[1:], jnp.full((1, num_programs), max_turns)])
+        later = jax.lax.cummin(later.astype(jnp.int32), axis=0, reverse=True)
+        following = _flat(rows(jnp.where(used & (later < max_turns), later, -1), program))
+    return table.replace(
+        next_turn=following,
+        edges=wide(edges),
+        needed=_flat(needed),
+        heir=_flat(jnp.full_like(needed, -1) if heir is None else rows(heir, program)),
+        spawns=None if spawns is None else wide(spawns),
+    )
+
+
 def _turns(spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[Array, "t 1"], knobs: Knobs) -> Turns:
     """The turns of every program, as many as there are in `turn`."""
     scale = knobs["context_scale"]
@@ -231,6 +274,6 @@ def _pauses(
     return tool, split_gap(jnp.clip(seconds, 0.0, spec.max_pause_s) * jnp.float32(1e6))
 
 
-def _flat(table: Int[Array, "t n"]) -> Int[Array, " rows"]:
-    """[turns, programs] to the row order of `generate_sessions`."""
-    return jnp.concatenate([table[0], table[1:].T.reshape(-1)])
+def _flat(table: Int[Array, "t n ..."]) -> Int[Array, "rows ..."]:
+    """[turns, programs, ...] to the row order of `generate_sessions`."""
+    return jnp.concatenate([table[0], jnp.swapaxes(table[1:], 0, 1).reshape(-1, *table.shape[2:])])

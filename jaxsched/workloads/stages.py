@@ -1,8 +1,6 @@
 """Staged pipelines on device: programs whose calls go through fixed stages, each call with a prompt of its own.
 
-The calls of a program follow one another: the machine's programs are chains of turns, not graphs. A real pipeline sends
-the calls of one stage together and waits for all of them, so here a program takes longer by about the width of its
-stages, and loads the engine with one call at a time; amounts of work are right, their overlap is not.
+The calls of a stage run side by side; they arrive when every call of the stage before has finished.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from jaxsched.workloads.arrivals import ArrivalProcess
 from jaxsched.workloads.generate import UNLIMITED, Knobs, tokens
 from jaxsched.workloads.keyed import OUTPUT, PROMPT, TURNS, Words, draw, stream_key
 from jaxsched.workloads.laws import Law
-from jaxsched.workloads.sessions import Turns, table_of
+from jaxsched.workloads.sessions import Turns, table_of, with_edges
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,14 @@ class PipelineSpec:
     """Programs that go through `stages` in order, without pauses between calls.
 
     Every call is a chain of its own that shares its stage's template (group = tool = index of the stage). A program has
-    at most `max_turns` calls; `context_scale`, which may be traced, multiplies all input lengths.
+    at most `max_turns` calls, a stage at most `max_width`; `context_scale`, which may be traced, multiplies all input
+    lengths.
     """
 
     arrivals: ArrivalProcess
     stages: tuple[Stage, ...]
     max_turns: int = 32
+    max_width: int = 8
     max_context_tokens: int = UNLIMITED
     context_scale: float = 1.0
 
@@ -59,7 +59,8 @@ def generate_pipelines(
     program = jnp.arange(num_programs, dtype=jnp.int32)
     turn = jnp.arange(spec.max_turns, dtype=jnp.int32)[:, None]
     num_stages = len(spec.stages)
-    ends = jnp.cumsum(_each_stage(spec, key, program), axis=0, dtype=jnp.int32)  # [stages, programs]
+    calls = jnp.minimum(_each_stage(spec, key, program), spec.max_width)
+    ends = jnp.cumsum(calls, axis=0, dtype=jnp.int32)  # [stages, programs]
     stage = jnp.zeros((spec.max_turns, num_programs), jnp.int32)
     for end in ends[:-1]:
         stage = stage + (turn >= end).astype(jnp.int32)
@@ -78,7 +79,19 @@ def generate_pipelines(
         pause_epoch=zero,
         pause_us=zero,
     )
-    return table_of(turns, spec.arrivals, key, rate_per_s, knobs)
+    # Stage after stage: the calls that wait for a call are those of the next stage. Those of the first stage, but for
+    # the first turn, come with that turn.
+    of_stage = lambda field, at: jnp.take_along_axis(jnp.pad(field, ((1, 1), (0, 0))), at + 1, axis=0)
+    place = jnp.arange(spec.max_width, dtype=jnp.int32)
+    target = of_stage(ends, stage)[:, :, None] + place
+    there = (place < of_stage(calls, stage + 1)[:, :, None]) & (target < turns.count[:, None])
+    edges = jnp.where(there & (turn < turns.count)[:, :, None], target, -1)
+    beside = jnp.where((place[1:] < calls[0][:, None]) & (turn == 0)[:, :, None], place[1:], -1)
+    beside = jnp.where(beside < turns.count[:, None], beside, -1)
+    needed = jnp.where(stage == 0, 1, of_stage(calls, stage - 1))
+    needed = jnp.where(turn == 0, turns.count, needed)
+    table = table_of(turns, spec.arrivals, key, rate_per_s, knobs)
+    return with_edges(table, turns, edges, needed, spawns=beside)
 
 
 def _each_stage(spec: PipelineSpec, key: Array, program: Int[Array, " n"]) -> Int[Array, "s n"]:

@@ -32,6 +32,8 @@ from jaxsched.workloads.content import (
     starts_of,
 )
 from jaxsched.workloads.device_table import as_requests, content_of, from_table, to_table
+from jaxsched.workloads.graph import Edges, check_edges, check_forks
+from jaxsched.workloads.graph import derive_chains as derive_graph_chains
 from jaxsched.workloads.hashing import keyed_normal, keyed_uniform
 
 #: Columns of a workload and their dtypes, in field order.
@@ -80,6 +82,9 @@ class Workload:
     content: np.ndarray | None = None  # int64: ids of the full blocks of every row, one row after another
     content_start: np.ndarray | None = None  # int64 [rows]: where a row's ids begin
     content_block_size: int = 0  # tokens that one id covers, 0 = no ids
+    #: What later turns wait for where programs are graphs; `pause_us` is then the longest pause of a turn's edges.
+    #: None = chains: each waits for the finish of the one before.
+    edges: Edges | None = None
     tool_names: tuple[str, ...] = ()  # names of the values of `tool`, where they are known
     source: str = ""  # path of the file or folder
     format: str = ""  # reader that made it
@@ -108,6 +113,7 @@ class Workload:
         content: np.ndarray | None = None,
         content_start: np.ndarray | None = None,
         content_block_size: int = 0,
+        edges: Edges | None = None,
         tool_names: Sequence[str] = (),
         source: str = "",
         format: str = "",
@@ -117,12 +123,14 @@ class Workload:
         """A validated workload; absent columns are single-turn programs of class 0 with a perfect prediction.
 
         Without `chain` the turns of a program extend each other as far as their lengths allow (`derive_chains`).
-        `content_start` may be left out: the rows' ids follow one another.
+        `content_start` may be left out: the rows' ids follow one another. With `edges` programs are graphs, whose turns
+        come behind those that they wait for, and `pause_us` is derived.
 
         Raises:
             UserError: the workload is empty, a time is negative or goes backwards, a token count is below 1, the turns
-                of a program are not consecutive, a shared prefix or a chain does not fit into the prompts, or a list of
-                block ids does not fit the lengths; the message names `source` and the line.
+                of a program are not consecutive, a shared prefix or a chain does not fit into the prompts, a list of
+                block ids does not fit the lengths, or edges make no graph of bounded width; the message names `source`
+                and the line.
         """
         rows = len(arrival_us)
         values = {
@@ -148,11 +156,19 @@ class Workload:
         check_ranges({k: np.asarray(v) for k, v in values.items()}, where)
         columns = {k: np.ascontiguousarray(values[k], dtype=kind) for k, kind in COLUMNS.items()}
         check_order(columns, where)
-        if chain is None:
+        if edges is not None:
+            check_edges(edges, columns, where)
+            columns["pause_us"] = edges.longest_pause_us(rows)
+            edges = None if edges.are_chains(columns["turn"]) else edges
+        if chain is None and edges is not None:
+            columns["chain"] = derive_graph_chains(edges, columns["prompt_tokens"], columns["output_tokens"])
+        elif chain is None:
             columns["chain"] = derive_chains(
                 *(columns[k] for k in ("program", "turn", "prompt_tokens", "output_tokens"))
             )
         check_sharing(columns, where)
+        if edges is not None and content is None:
+            check_forks(edges, columns, where)
         if content is not None:
             content = np.ascontiguousarray(content, np.int64)
             counted = num_full_blocks(columns["prompt_tokens"], columns["output_tokens"], max(content_block_size, 1))
@@ -163,6 +179,7 @@ class Workload:
             content=content,
             content_start=content_start,
             content_block_size=content_block_size if content is not None else 0,
+            edges=edges,
             tool_names=tuple(tool_names),
             source=source,
             format=format,
@@ -337,6 +354,8 @@ class Workload:
             counts = num_full_blocks(columns["prompt_tokens"], columns["output_tokens"], self.content_block_size)
             columns["content"] = gather(self.content, self.content_start[index], counts)
             columns["content_start"] = starts_of(counts)
+        if self.edges is not None:
+            columns["edges"] = self.edges.take(index, len(self))
         return self._replace(**columns)
 
 

@@ -40,7 +40,7 @@ class Context:
     """The blocks that a paused program left behind, as far as they are still there and nobody holds them."""
 
     next_turn: int  # row
-    program: int  # row of its first turn
+    program: int  # row of its first turn; in a graph, of its chain's
     deadline_us: float | None  # end of its time to live, infinity = until the return, None = none
     blocks: list[Block] = field(default_factory=list)  # from the beginning on
     is_pinned: bool = False
@@ -139,7 +139,7 @@ class CachingPool:
                 del self._free_queue[block.index]
                 self._leave_context(block)
             block.ref += 1
-        self.contexts = [c for c in self.contexts if c.program != request.program]  # the program has gone on
+        self.contexts = [c for c in self.contexts if c.program != request.owner]  # the program has gone on
         self._tables[request] = list(hit.blocks)
         self._num_registered[request] = len(hit.blocks)
         self.grow(request, tokens)

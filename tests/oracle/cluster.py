@@ -78,6 +78,8 @@ class _Cluster:
         self.next_program = 0
         self.next_tick_us = router.delay_us
         self.num_joined = 0
+        self.due: list[list[int]] = [[] for _ in self.records]  # graphs: times that fired edges allow
+        self.home: dict[int, int] = {}  # graphs: instance of the turn whose edge fired last
         self.program = list(range(len(self.records)))  # row of each row's first turn
         for row, turn in enumerate(workload.next_turn):
             if turn >= 0:
@@ -112,7 +114,9 @@ class _Cluster:
         else:
             for request in self.instances[index].event(now_us):
                 turn = self.workload.next_turn[request.row]
-                if turn >= 0:
+                if self.workload.waits is not None:
+                    self._fire(request.row, "finish", now_us)
+                elif turn >= 0:
                     heapq.heappush(self.returns, (now_us + self.workload.pause_us[turn], turn))
 
     def _arrive(self, row: int, now_us: int) -> None:
@@ -139,19 +143,43 @@ class _Cluster:
         )
         self.instances[record.instance].arrive(request, now_us)
         self.num_joined += record.fate == "unfinished"
+        if workload.waits is not None and record.fate == "unfinished":
+            self._fire(row, "arrival", now_us)
+
+    def _fire(self, row: int, what: str, now_us: int) -> None:
+        """Programs that are graphs (docs/semantics.md, 2): the edges that wait for this; turns that are ready now."""
+        waits, not_before = self.workload.waits, self.workload.not_before
+        assert waits is not None
+        for later, edges in enumerate(waits):
+            for before, trigger, pause_us in edges:
+                if (before, trigger) == (row, what):
+                    self.due[later].append(now_us + pause_us)
+                    self.home[later] = self.records[row].instance
+                    if len(self.due[later]) == len(edges):
+                        start_us = self.records[self.program[later]].arrival_us
+                        floor_us = start_us + not_before[later] if not_before is not None else 0
+                        heapq.heappush(self.returns, (max(*self.due[later], floor_us), later))
 
     def _home(self, row: int) -> int | None:
-        """Instance of the program's previous turn."""
+        """Instance of the program's previous turn; in a graph, of the one whose edge fired last."""
+        if self.workload.waits is not None:
+            return self.home.get(row)
         return next((self.records[r].instance for r, turn in enumerate(self.workload.next_turn) if turn == row), None)
 
     def _context(self, row: int) -> dict[str, Any]:
         """What retention needs to know of a turn (docs/semantics.md, 9)."""
         workload, turn = self.workload, self.workload.next_turn[row]
         if workload.chain is None or workload.group is None or workload.group_tokens is None:
-            return {}
+            return {"owner": self.program[row]}
+        if workload.waits is not None:
+            turn = next(
+                (later for later in range(row + 1, len(self.records)) if workload.chain[later] == workload.chain[row]),
+                -1,
+            )
         block_size = self.instances[0].config.block_size
         goes_on = turn >= 0 and workload.chain[turn] == workload.chain[row]
         return {
+            "owner": self.program[row] if workload.waits is None else workload.chain[row],
             "next_on_chain": turn if goes_on else -1,
             "next_pause_us": workload.pause_us[turn] if goes_on else 0,
             "shared_blocks": workload.group_tokens[row] // block_size if workload.group[row] >= 0 else 0,

@@ -90,6 +90,11 @@ class Workload:
     group: list[int] | None = None
     group_tokens: list[int] | None = None
 
+    #: Programs that are graphs: per row, the (row, "finish" or "arrival", pause) that it waits for; `next_turn` then
+    #: only lists the turns of a program and `pause_us` is not read. And its earliest arrival after the program's.
+    waits: list[list[tuple[int, str, int]]] | None = None
+    not_before: list[int] | None = None
+
     @staticmethod
     def simple(arrival_us: list[int], prompt_tokens: list[int], output_tokens: list[int], **columns: Any) -> Workload:
         """One-turn programs of class and priority 0 with exact predictions, unless a column is given."""
@@ -157,6 +162,7 @@ class Request:
     content: list[Token]  # the prompt's tokens, then the outputs delivered (empty without prefix caching)
     output_stream: Any
     program: int = -1  # row of the program's first turn
+    owner: int = -1  # whose context its blocks are: the program; in a graph the row at which its chain began
     next_on_chain: int = -1  # row of the next turn if that goes on with this one's content
     next_pause_us: int = 0  # the pause before it: for `clair` only
     shared_blocks: int = 0  # full blocks of the prefix shared with other programs: not the program's own

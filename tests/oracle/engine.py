@@ -237,7 +237,7 @@ class Instance:
         if request.next_on_chain < 0:
             return None
         ttl_us = self._time_to_live(request)
-        return Context(request.next_on_chain, request.program, now_us + ttl_us if ttl_us > 0 else None)
+        return Context(request.next_on_chain, request.owner, now_us + ttl_us if ttl_us > 0 else None)
 
     def _time_to_live(self, request: Request) -> float:
         config = self.config

@@ -23,6 +23,7 @@ from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
 from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
+from tests.sim.graphs import random_forks, random_graphs, random_lines
 from tests.sim.harness import to_requests
 
 LATTICE_US = 1000
@@ -93,13 +94,14 @@ class Variant:
     turns: bool = False
     timeouts: bool = False
     delay: bool = False
+    graphs: bool = False  # programs are graphs (needs `turns`)
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
     size: Size = MEDIUM
 
     @property
     def name(self) -> str:
-        marks = [mark for mark in ("turns", "timeouts", "delay", "thresholds") if getattr(self, mark)]
+        marks = [mark for mark in ("turns", "graphs", "timeouts", "delay", "thresholds") if getattr(self, mark)]
         marks += [f"cache_{self.cache}"] if self.cache != "none" else []
         return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
 
@@ -147,6 +149,7 @@ class Variant:
             timeouts=self.timeouts,
             delayed_view=self.delay,
             num_paused=rows if self.turns else 0,
+            graphs=self.graphs,
             num_classes=2,
             prefix_cache=self.cache,
             usable_blocks=max(self.size.usable_tokens) // self.block_size,
@@ -226,7 +229,8 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
 
 def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) -> Workload:
     size, grid = variant.size, LATTICE_US if on_lattice else 1
-    num_programs = draw.randint(4, size.num_rows if not variant.turns else size.num_rows * 2 // 3)
+    share = 4 if variant.graphs else 3 if variant.turns else 2
+    num_programs = draw.randint(4, size.num_rows * 2 // share)
     mean_gap_us = draw.choice([1, 4, 10, 60]) * LATTICE_US
     arrival, clock = [], 0
     for _ in range(num_programs):
@@ -242,7 +246,7 @@ def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) ->
     next_turn, pause = [-1] * num_programs, [0] * num_programs
     for first in range(num_programs if variant.turns else 0):
         last = first
-        while draw.random() < 0.5 and len(prompt) < size.num_rows:
+        while draw.random() < (0.8 if variant.graphs else 0.5) and len(prompt) < size.num_rows:
             prompt.append(length(size.max_prompt))
             output.append(length(size.max_output))
             pause.append(draw.choice([0, 0, draw.randint(1, 3000) * LATTICE_US // 10 // grid * grid]))
@@ -250,7 +254,15 @@ def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) ->
             next_turn.append(-1)
     num = len(prompt)
     shared: dict[str, Any] = {}
-    if variant.cache != "none":
+    if variant.graphs:
+        shared = random_graphs(draw, next_turn, num_programs, grid)
+        pause = shared.pop("pause_us")
+        history = (draw, shared["waits"], prompt, output, 2 * size.max_prompt)
+        if variant.cache == "runs":
+            shared |= random_lines(*history, variant.block_size)
+        elif variant.cache == "blocks":
+            shared |= random_forks(*history)
+    elif variant.cache != "none":
         shared = _share(variant, draw, prompt, output, next_turn[:], num_programs)
     return Workload(
         num_programs=num_programs,

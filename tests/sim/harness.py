@@ -65,6 +65,8 @@ def to_requests(workload: Workload, pad_to: int, blocks: tuple[int, int] | None 
         content[: len(ids)] = ids
         shared = {"content": content, "content_start": column(starts)}
         shared |= {name: column(getattr(workload, name), -1) for name in ("chain", "group", "group_tokens")}
+    if workload.waits is not None:
+        shared |= _graph_columns(workload, pad_to, program)
     return Requests(
         num_programs=np.int32(workload.num_programs),
         arrival_epoch=column(epoch),
@@ -80,6 +82,40 @@ def to_requests(workload: Workload, pad_to: int, blocks: tuple[int, int] | None 
         pause_us=column(pause_us),
         **shared,
     )
+
+
+#: Edges of a turn that the tables of tests have room for.
+MAX_EDGES = 4
+
+
+def _graph_columns(workload: Workload, pad_to: int, program: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of `Requests` for programs that are graphs."""
+    assert workload.waits is not None and workload.not_before is not None
+    tables = {name: np.tile(np.array([-1, 0, 0], np.int32), (pad_to, MAX_EDGES, 1)) for name in ("finish", "arrival")}
+    needed, used = np.zeros(pad_to, np.int32), Counter()
+    np.add.at(needed, program, 1)
+    for row in range(workload.num_programs, len(workload.waits)):
+        needed[row] = len(workload.waits[row])
+        for before, what, pause_us in workload.waits[row]:
+            epoch, us = split_us(np.int64(pause_us))
+            tables[what][before, used[before, what]] = row, epoch, us
+            used[before, what] += 1
+    floors = np.zeros(pad_to, np.int64)
+    floors[: len(workload.not_before)] = workload.not_before
+    heir = np.full(pad_to, -1, np.int32)
+    if workload.chain is not None:
+        last: dict[int, int] = {}
+        for row, chain in enumerate(workload.chain):
+            if chain in last:
+                heir[last[chain]] = row
+            last[chain] = row
+    return {
+        "heir": heir,
+        "edges": tables["finish"],
+        "spawns": tables["arrival"],
+        "needed": needed,
+        "not_before": np.stack(split_us(floors), axis=-1),
+    }
 
 
 def stack(trees):

@@ -194,58 +194,6 @@ def test_mooncake_ticks_are_kept_unless_jittered(tmp_path):
     assert (np.diff(spread.arrival_us) >= 0).all()
 
 
-HEADER = {"schema": "agentic_mooncake", "version": 2, "block_size": 64, "hash_id_scope": "local", "source": {}}
-
-
-def node(name, *dependencies, **fields):
-    row = {"request_id": name, "play_id": "p", "session_id": "s", "model": "m", "input_length": 8, "output_length": 3}
-    return {**row, "hash_ids": [], "not_before_ms": 0.0, "dependencies": list(dependencies), **fields}
-
-
-def after(name, delay_ms=0.0, trigger="completion", relation="sequence"):
-    return {"request_id": name, "trigger": trigger, "delay_ms": delay_ms, "relation": relation}
-
-
-def test_agentic_chains_become_programs(tmp_path):
-    rows = [
-        HEADER,
-        node("a", not_before_ms=100.0),
-        node("x"),
-        node("b", after("a", 2500.0)),
-        node("c", after("b", 0.5)),
-    ]
-    workload = read(jsonl(tmp_path / "g.jsonl", rows))
-    assert workload.format == "agentic_v2" and workload.num_programs == 2
-    assert workload.turn.tolist() == [0, 0, 1, 2]
-    assert workload.pause_us.tolist() == [0, 0, 2_500_000, 500]
-    assert seconds(workload) == [0.0, 0.1, 0.1, 0.1]
-    assert workload.line.tolist() == [3, 2, 4, 5]
-
-
-@pytest.mark.parametrize(
-    ("rows", "problem"),
-    [
-        ([node("a"), node("b", after("a")), node("c", after("a"))], "lines 3 and 4 both follow 'a'"),
-        ([node("a"), node("b"), node("c", after("a"), after("b"))], "waits for 2 others"),
-        ([node("a"), node("b", after("a", relation="spawn"))], "relation 'spawn'"),
-        ([node("a"), node("b", after("a", trigger="dispatch"))], "trigger 'dispatch'"),
-        ([node("a"), node("b", after("a"), not_before_ms=5.0)], "also has not_before_ms 5"),
-    ],
-)
-def test_agentic_graphs_that_are_not_chains_are_refused(tmp_path, rows, problem):
-    with pytest.raises(UserError, match=f"not a chain: .*{problem}.*KV-and-sessions work"):
-        read(jsonl(tmp_path / "g.jsonl", [HEADER, *rows]))
-
-
-def test_agentic_header_and_references_are_checked(tmp_path):
-    with pytest.raises(UserError, match=r"version 1; expected schema 'agentic_mooncake' version 2"):
-        read(jsonl(tmp_path / "g.jsonl", [{**HEADER, "version": 1}, node("a")]))
-    with pytest.raises(UserError, match="request 'z' is not above this line"):
-        read(jsonl(tmp_path / "g.jsonl", [HEADER, node("a", after("z"))]))
-    with pytest.raises(UserError, match="no requests"):
-        read(jsonl(tmp_path / "g.jsonl", [HEADER]))
-
-
 def chat(number, parent, timestamp, turn):
     row = {"chat_id": number, "parent_chat_id": parent, "timestamp": timestamp, "input_length": 9, "output_length": 4}
     return {**row, "type": "text", "turn": turn, "hash_ids": [1]}

@@ -13,7 +13,7 @@ from jaxsched.errors import UserError
 from jaxsched.workloads import Workload, get_preset, list_presets, stats
 from tests.workloads.test_presets import columns
 
-SESSIONS = [n for n in list_presets() if get_preset(n).max_turns > 1 and n != "text2sql"]  # chains of several turns
+SESSIONS = [n for n in list_presets() if get_preset(n).max_turns > 1 and not get_preset(n).graphs]  # chains of turns
 
 
 @functools.cache
@@ -130,6 +130,54 @@ def test_each_call_of_a_pipeline_shares_its_stages_template_only():
         chosen = w.group == stage
         assert (w.group_tokens[chosen] <= w.prompt_tokens[chosen]).all()
         assert len(set(w.group_tokens[chosen & (w.prompt_tokens > 2_000)])) <= 1
+
+
+def _waits(w: Workload) -> list[set[int]]:
+    """The rows that each row waits for, with their finish or (only calls that begin with the program) their arrival."""
+    assert w.edges is not None
+    waits: list[set[int]] = [set() for _ in range(len(w))]
+    for row, before in zip(w.edges.row.tolist(), w.edges.before.tolist(), strict=True):
+        waits[row].add(before)
+    return waits
+
+
+def test_calls_of_a_stage_run_together_and_wait_for_all_of_the_stage_before():
+    w = sample("text2sql", 400)
+    waits, first = _waits(w), np.flatnonzero(w.turn == 0)
+    for begin, end in zip(first, np.append(first[1:], len(w)), strict=True):
+        stage = w.group[begin:end]
+        for row in range(begin + 1, end):
+            before = np.flatnonzero(stage == w.group[row] - 1) if w.group[row] else [0]
+            assert waits[row] == set((begin + np.asarray(before)).tolist())
+    assert w.edges is not None
+    assert set(w.group[w.edges.row[w.edges.on_arrival]]) == {0} and not w.edges.pause_us.any()
+
+
+def test_agents_run_beside_each_other_and_their_answers_are_joined():
+    w, waits = sample("sub_agents", 600), _waits(sample("sub_agents", 600))
+    orchestrator, first = w.group == 0, np.flatnonzero(w.turn == 0)
+    num_agents, num_calls = [], []
+    for begin, end in zip(first, np.append(first[1:], len(w)), strict=True):
+        last = begin
+        for join in begin + 1 + np.flatnonzero(orchestrator[begin + 1 : end]):
+            calls = [c for c in range(last + 1, join)]
+            starts = [c for c in calls if waits[c] == {last}]
+            assert calls[0] in starts and all(waits[c] == {c - 1} for c in calls if c not in starts)
+            assert [w.chain[c] for c in calls] == list(np.repeat(w.chain[starts], np.diff([*starts, join])))
+            ends = [c - 1 for c in starts[1:]] + [join - 1]
+            assert waits[join] == set(ends)
+            history = w.prompt_tokens[last] + w.output_tokens[last] + w.output_tokens[ends].sum()
+            assert w.chain[join] == w.chain[begin] and w.prompt_tokens[join] > history
+            num_agents.append(len(starts))
+            num_calls += np.diff([*starts, join]).tolist()
+            last = join
+        assert last == end - 1
+    assert max(num_agents) == 6 and max(num_calls) == 20
+    # Claude Code: 63 sub-agents in 17 sessions, 676 requests.
+    assert sum(num_agents) / 600 == pytest.approx(63 / 17, rel=0.05)
+    assert np.mean(num_calls) == pytest.approx(676 / 63, rel=0.1)
+    paused = w.pause_us > 0
+    assert (w.tool[paused] == 0).all() and not (paused & orchestrator).any()
 
 
 # -- figures of the study ----------------------------------------------------------------------------------------------
@@ -304,8 +352,10 @@ def test_arrivals_can_be_burstier_than_poisson():
         get_preset("chat_smooth").with_options(arrival_cv=2.0)
 
 
-@pytest.mark.parametrize("preset", ["mixed_agents", "chat_sessions", "shared_prompts", "text2sql"])
+@pytest.mark.parametrize("preset", ["mixed_agents", "chat_sessions", "shared_prompts", "text2sql", "sub_agents"])
 def test_a_program_does_not_depend_on_how_many_are_generated(preset):
     few, many = (Workload.from_requests(get_preset(preset).generate(jax.random.key(4), n)).head(90) for n in (90, 131))
     for name in ("arrival_us", "turn", "prompt_tokens", "output_tokens", "pause_us", "group", "group_tokens", "tool"):
         np.testing.assert_array_equal(getattr(few, name), getattr(many, name), err_msg=name)
+    for name in vars(few.edges) if few.edges is not None else ():
+        np.testing.assert_array_equal(getattr(few.edges, name), getattr(many.edges, name), err_msg=name)

@@ -27,7 +27,7 @@ class Pin(NamedTuple):
     """For how long a paused program's blocks are kept from those who wait (sim/retain.py)."""
 
     next: jax.Array  # row of the program's next turn, -1 = it is over
-    program: jax.Array  # row of its first turn
+    program: jax.Array  # row of its first turn; where programs are graphs, of the first turn of the chain
     due_epoch: jax.Array  # end of the time to live
     due_us: jax.Array
 

@@ -40,7 +40,8 @@ class RunTableState(struct.PyTreeNode):
     """Idle runs of all instances, and what their running requests hold."""
 
     #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
-    #: turn (-1: none), program (row of its first turn), end of its time to live (epoch, us), 1 while pinned.
+    #: turn (-1: none), program (row of its first turn; of graphs, of the chain's), end of its time to live (epoch, us),
+    #: 1 while pinned.
     runs: Int[Array, "m 9 r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
@@ -271,7 +272,8 @@ class RunTable(KvCache):
         self.low = jnp.where(mine, jnp.maximum(self.low, jnp.minimum(self.high, hit.blocks)), self.low)
         self._drop_empty()
         if self._static.retains or self._static.gated:  # the program has gone on: what is left of its past is garbage
-            self.next = jnp.where(active & (self.program == self._requests.program[row]), -1, self.next)
+            owner = own if self._static.graphs else self._requests.program[row]
+            self.next = jnp.where(active & (self.program == owner), -1, self.next)
             self.pinned = jnp.where(self.next < 0, 0, self.pinned)
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         self.registered = jnp.where(here, hit.blocks, self.registered)

@@ -48,7 +48,7 @@ FORMATS: dict[str, Format] = {
     for f in (
         Format("azure", "Azure LLM inference 2023/2024 CSV", azure.read),
         Format("mooncake", "Mooncake JSONL, with or without session_id and delay", mooncake.read),
-        Format("agentic_v2", "agentic_mooncake version 2 JSONL (chains)", agentic_v2.read),
+        Format("agentic_v2", "agentic_mooncake version 2 JSONL: programs that are graphs", agentic_v2.read),
         Format("burstgpt", "BurstGPT CSV", burstgpt.read),
         Format("vidur", "Vidur processed CSV, with or without arrived_at", vidur.read),
         Format("servegen", "ServeGen model folder (requests are generated)", servegen.read),

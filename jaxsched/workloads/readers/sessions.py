@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxsched.errors import UserError
 from jaxsched.workloads.content import ids_of_turns, num_full_blocks, prefix_conflict, starts_of, with_prefixes
+from jaxsched.workloads.graph import Edges
 from jaxsched.workloads.readers.text import Record
 from jaxsched.workloads.table import Workload
 
@@ -102,12 +103,23 @@ class TurnTable:
         return ids[:full].astype(np.int64) + first_id
 
     def workload(
-        self, name: str, *, content_block_tokens: int = 0, tool_names: Sequence[str] = (), **meta: Any
+        self,
+        name: str,
+        *,
+        content_block_tokens: int = 0,
+        tool_names: Sequence[str] = (),
+        edges: Edges | None = None,
+        **meta: Any,
     ) -> Workload:
-        """The validated workload, programs in arrival order (ties by program id)."""
+        """The validated workload, programs in arrival order (ties by program id).
+
+        `edges` are between turns in the order in which they were added.
+        """
         arrays = {k: np.asarray(v) for k, v in self.columns.items()}
         order = np.lexsort((arrays["turn"], arrays["program"], arrays["arrival_us"]))
         columns: dict[str, Any] = {k: v[order] for k, v in arrays.items()}
+        if edges is not None:
+            columns["edges"] = edges.renumbered(np.argsort(order))
         if self.blocks and content_block_tokens:
             lengths = columns["prompt_tokens"], columns["output_tokens"]
             content = ids_of_turns([self.blocks[row] for row in order], *lengths, content_block_tokens)
