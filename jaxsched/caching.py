@@ -40,6 +40,20 @@ def with_cache(static: SimStatic, scenario: Scenario, requests: Requests) -> Sim
     Raises:
         UserError: the representation asked for cannot hold the workload's content.
     """
+    return _with_record(_with_form(static, scenario, requests), requests)
+
+
+def _with_record(static: SimStatic, requests: Requests) -> SimStatic:
+    """`static` with room for all that a router can remember to have sent (sim/sent.py)."""
+    if static.route_by_cache != "record":
+        return static
+    largest = lambda column: 0 if column is None else int(np.max(np.asarray(column))) + 1
+    if static.prefix_cache == "blocks":
+        return dataclasses.replace(static, record_entries=largest(requests.content))
+    return dataclasses.replace(static, record_entries=requests.num_rows + largest(requests.group))
+
+
+def _with_form(static: SimStatic, scenario: Scenario, requests: Requests) -> SimStatic:
     form = scenario.prefix_cache
     if form == "auto":
         form = "blocks" if requests.content is not None else "runs" if requests.chain is not None else "off"

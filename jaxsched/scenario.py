@@ -55,6 +55,7 @@ class Scenario:
     prefix_cache: str = "auto"  # "auto", "off", "runs" or "blocks": see `caching.with_cache`
     slo: tuple[SloClass, ...] = (SloClass(),)
     router_delay_us: int = 0
+    cache_delay_us: int = 0  # age of what cache-aware routers see of the prefix caches
     warmup_fraction: float = 0.1
     cooldown_fraction: float = 0.0
     horizon_us: int | None = None
@@ -147,7 +148,7 @@ def from_config(config: ScenarioConfig) -> Scenario:
         num_instances=c.num_instances, usable_blocks=blocks, timing=timing, num_slots=c.num_slots,
         queue_capacity=capacity, max_run_steps=c.max_run_steps, max_paused_programs=paused, block_size=c.block_size,
         max_model_len=c.max_model_len, prefix_cache=c.prefix_cache, slo=slo,
-        router_delay_us=round(p.router_delay_ms * 1000),
+        router_delay_us=round(p.router_delay_ms * 1000), cache_delay_us=round(p.cache_delay_ms * 1000),
         warmup_fraction=config.metrics.warmup_fraction, cooldown_fraction=config.metrics.cooldown_fraction,
         horizon_us=None if config.horizon_s is None else round(config.horizon_s * 1e6),
         gpus_per_instance=gpus, prediction_error=config.workload.prediction_error, seed=config.seed, policy=policy,

@@ -66,6 +66,7 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
         scenario.usable_blocks,
         num_instances=scenario.num_instances,
         view_delay_us=scenario.router_delay_us,
+        cache_delay_us=scenario.cache_delay_us,
         timeout_us=scenario.timeouts(),
         slo_ttft_us=scenario.limits("ttft_us"),
         slo_tpot_us=scenario.limits("tpot_us"),
@@ -137,6 +138,7 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         num_slots=scenario.num_slots,
         timeouts=any(scenario.timeouts()),
         delayed_view=scenario.router_delay_us > 0,
+        delayed_cache=scenario.cache_delay_us > 0,
         max_run_steps=scenario.max_run_steps,
         block_size=scenario.block_size,
         num_paused=scenario.max_paused_programs,
@@ -167,7 +169,7 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
 
     def start(params: SimParams, requests: Requests, first, epoch, us) -> State:
         state = init_state(static, params, requests.num_rows)
-        return state.replace(arrivals=first, epoch=epoch, now=us, next_tick=_shifted(static, state, us))
+        return _shifted(static, state.replace(arrivals=first, epoch=epoch, now=us), us)
 
     def chunk(params: SimParams, requests: Requests, state: State):
         def stretch(carry, _):
@@ -197,8 +199,13 @@ def programs(static: SimStatic, lanes: Lanes, num_devices: int):
     return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native)
 
 
-def _shifted(static: SimStatic, state: State, us):
-    return state.next_tick + us if static.delayed_view else state.next_tick
+def _shifted(static: SimStatic, state: State, us) -> State:
+    """First ticks of the routers' late views, of a lane that begins at `us`."""
+    if static.delayed_view:
+        state = state.replace(next_tick=state.next_tick + us)
+    if static.delayed_cache:
+        state = state.replace(routing=state.routing.replace(next_tick=state.routing.next_tick + us))
+    return state
 
 
 def _snapshot(state: State) -> dict[str, jax.Array]:

@@ -110,6 +110,7 @@ class PolicyConfig(Section):
     router: str = "least_outstanding"
     params: dict[str, JsonValue] = Field(default_factory=dict)  # token_budget, max_num_seqs, watermark, ...
     router_delay_ms: NonNegativeFloat = 0.0  # age of the routers' view; 0: live
+    cache_delay_ms: NonNegativeFloat = 0.0  # age of what cache-aware routers see of the prefix caches; 0: live
 
 
 class SloConfig(Section):
@@ -262,6 +263,7 @@ class CompareConfig(ScenarioConfig):
                 router=choice.router or base.router,
                 params={**base.params, **choice.params},
                 router_delay_ms=base.router_delay_ms,
+                cache_delay_ms=base.cache_delay_ms,
             )
             for choice in self.compare.policies
         }

@@ -214,6 +214,8 @@ class RolloutResult:
             "finish_s": seconds(rec.finish[lane]),
             "preemptions": np.asarray(rec.preemptions[lane]),
             "scheduled_tokens": np.asarray(rec.scheduled_tokens[lane]),
+            "cached_tokens_first": np.asarray(rec.cached_first[lane]),
+            "cached_tokens_total": np.asarray(rec.cached_total[lane]),
         }
         return {name: values[keep] for name, values in columns.items()}
 

@@ -60,6 +60,11 @@ class Router:
     source: str
     reads_blocks: bool = False  # reads KV use, which is then kept exactly inside runs
     reads_work: bool = False  # reads predicted work
+    #: What it knows of the prefix caches: "none"; "cache": what they hold, live or `cache_delay_ms` late; "record": the
+    #: prompts that it sent, in a record whose limit (tokens per instance) is its first parameter.
+    reads_cache: str = "none"
+    reads_window: bool = False  # reads what was sent in the last minutes (only with "cache")
+    params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the head, in its order
 
 
 V1_DEFAULTS = {
@@ -89,7 +94,13 @@ class Policy:
         return {**V1_DEFAULTS, **self.scheduler.defaults, **self._head_params(), **dict(self.overrides)}
 
     def _head_params(self) -> dict[str, float]:
-        return {**self.scheduler.order_params, **self.scheduler.retain_params}
+        return {**self.scheduler.order_params, **self.scheduler.retain_params, **self.router.params}
+
+    def route_params(self) -> jnp.ndarray | None:
+        """Traced parameters of the router; None if it has none."""
+        values = self.settings()
+        names = self.router.params
+        return jnp.asarray([float(values[name]) for name in names], jnp.float32) if names else None
 
     def with_params(self, **overrides: float) -> Policy:
         """The same policy with some parameters set; unknown names are refused."""

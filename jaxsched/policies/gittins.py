@@ -9,6 +9,8 @@ is memory that serves nobody (measured: docs/reproductions.md).
 
 Simplified: `mean_tokens` is a setting, not the mean over paused contexts; unpinned contexts are evicted in order of
 release, not of the index; the law is that known when the pause begins.
+
+`index_retention` is the same rule for a law of pauses that the user knows.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 from jaxsched.policies.base import Retention, Scheduler
 from jaxsched.policies.program_fcfs import pinned_first
 from jaxsched.retention.index import return_rate
-from jaxsched.retention.pauses import tables_from_history
+from jaxsched.retention.pauses import PauseTable, tables_from_history
 from jaxsched.retention.ttl import empty_history, record
 from jaxsched.sim.retain import FOREVER_US, PauseView, RetainHead
 from jaxsched.sim.static import SchedulerSpec
@@ -30,17 +32,33 @@ KNOTS = 17
 SETTINGS = {"price": 0.1, "mean_tokens": 8000.0}
 
 
-def _index_ttl(params, known, view: PauseView):
-    table = tables_from_history(known, KNOTS)
+def _first_age_below_price(params, table: PauseTable, view: PauseView):
     ages = table.time_us[view.tool]
+    knots = ages.shape[0]
     rate = jax.vmap(lambda age: return_rate(table, view.tool, age))(ages)
     index = (
         rate * view.reload_us.astype(jnp.float32) * params[1] / jnp.maximum(view.context_tokens, 1).astype(jnp.float32)
     )
     low = index <= params[0]
-    place = jnp.min(jnp.where(low, jnp.arange(KNOTS), KNOTS))
-    age = jnp.where(place < KNOTS, ages[jnp.minimum(place, KNOTS - 1)], ages[KNOTS - 1])
-    return jnp.minimum(age, float(FOREVER_US)).astype(jnp.int32)
+    place = jnp.min(jnp.where(low, jnp.arange(knots), knots - 1))
+    return jnp.minimum(ages[place], float(FOREVER_US)).astype(jnp.int32)
+
+
+def _index_ttl(params, known, view: PauseView):
+    return _first_age_below_price(params, tables_from_history(known, KNOTS), view)
+
+
+def index_retention(table: PauseTable, name: str = "gittins_known") -> Retention:
+    """Retention by the index of a known law of pauses (`retention.pauses.tables_from_laws`), one row per tool.
+
+    Settings as those of `gittins`: ``price`` and ``mean_tokens``.
+    """
+
+    def time_to_live(params, known, view: PauseView):
+        del known
+        return _first_age_below_price(params, table, view)
+
+    return Retention(name, RetainHead(time_to_live), "the retention index of a given law", SOURCE, dict(SETTINGS))
 
 
 GITTINS_HEAD = RetainHead(_index_ttl, start=empty_history, returned=record)

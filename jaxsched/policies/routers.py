@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Router
+from jaxsched.policies.routing import CACHE_AWARE
 from jaxsched.sim.event import first_slot
 from jaxsched.sim.views import RouterView
 
@@ -88,5 +89,6 @@ ROUTERS = {
             "join the shortest queue by predicted work",
             reads_work=True,
         ),
+        *CACHE_AWARE,
     )
 }

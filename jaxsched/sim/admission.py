@@ -275,7 +275,7 @@ def _admit(event: Event, slot, active, fresh, column, prompt, cached: Hit, token
     inst.admissions = inst.admissions + active
     inst.free = inst.free - jnp.where(active, blocks + cached.idle, 0)
     inst.running = inst.running + active
-    event.add_waiting(-1, active, prompt)
+    event.add_waiting(-1, active, prompt, column[Col.REQUEST])
     if caching:
         event.cache_scheduled(active, slot)
     state = event.state
@@ -314,7 +314,7 @@ def _drop(event: Event, slot, active, fresh, column, prompt) -> None:
     mask = (event.index == slot) & active & ~fresh
     slots.order = set_where(mask, EMPTY, slots.order)
     slots.known = set_where(mask, 0, slots.known)
-    event.add_waiting(-1, active, prompt)
+    event.add_waiting(-1, active, prompt, column[Col.REQUEST])
     event.drop_work(active, prompt, column)
     event.tally.count(Count.TIMED_OUT, active)
     event.record(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxsched.sim import sent
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.event import Tally, ceil_blocks
 from jaxsched.sim.graph import arrive_turn
+from jaxsched.sim.kv.seen import Seen, look, matched_blocks
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.retain import saturated_us
-from jaxsched.sim.state import Count, Fate, Instance, State
+from jaxsched.sim.routing import add_recent, bucket_now, count_waiting, recent_tokens
+from jaxsched.sim.state import Count, Fate, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.views import RouterView
 
 _FIELD = {name: i for i, name in enumerate(Instance.__dataclass_fields__)}
+_SLOT = {name: i for i, name in enumerate(Slots.__dataclass_fields__)}
 
 
 def hash_bits(seed: jax.Array, request: jax.Array, draw: int) -> jax.Array:
@@ -38,18 +42,45 @@ def in_measured_cohort(params: SimParams, program: jax.Array) -> jax.Array:
 def live_view(static: SimStatic, params: SimParams, state: State, now: jax.Array) -> jax.Array:
     """``[5, M]`` waiting, running, used blocks, waiting prompt blocks, predicted work of every instance at `now`.
 
-    Inside a run of decode steps only the used blocks change; they are looked up in the run.
+    Inside a run of decode steps only the used blocks change; they are looked up in the run. Two more rows for routers
+    that read the caches: prompt tokens to compute of those that wait and of those that run.
     """
     inst = state.instance
     used = params.usable_blocks - inst[_FIELD["free"]]
-    if static.route_by_blocks and static.run_steps > 1:
-        taken = state.run_ends < step_ends_from(static, state, now, jnp.arange(static.num_instances))[:, None]
-        step = jnp.sum(taken.astype(jnp.int32), axis=1)
-        step = jnp.minimum(step, static.run_steps - 1)
+    if static.keeps_run_blocks:
+        step = steps_ended(static, state, now)
         inside = jnp.take_along_axis(state.run_used, step[:, None], axis=1)[:, 0]
         used = jnp.where(inst[_FIELD["in_flight"]] > 0, inside, used)
     columns = ("waiting", "running", None, "waiting_blocks", "work")
-    return jnp.stack([used if name is None else inst[_FIELD[name]] for name in columns])
+    rows = [used if name is None else inst[_FIELD[name]] for name in columns]
+    if static.route_by_cache == "cache":
+        computed, prompt, order = (state.slots[:, _SLOT[name]] for name in ("computed", "prompt", "order"))
+        left = jnp.where(order >= 0, jnp.maximum(prompt - computed, 0), 0)
+        rows += [state.routing.waiting_tokens, jnp.sum(left, axis=1)]
+    return jnp.stack(rows)
+
+
+def steps_ended(static: SimStatic, state: State, now: jax.Array) -> jax.Array:
+    """``[M]`` how many steps of each instance's last run are over at `now` (at most all but the last)."""
+    taken = state.run_ends < step_ends_from(static, state, now, jnp.arange(static.num_instances))[:, None]
+    return jnp.minimum(jnp.sum(taken.astype(jnp.int32), axis=1), static.run_steps - 1)
+
+
+def live_caches(
+    static: SimStatic, params: SimParams, requests: Requests, state: State, now: jax.Array, wanted: jax.Array
+) -> Seen:
+    """The prefix caches at `now` (wrong unless `wanted`), with what the executing runs of steps have changed."""
+    nothing = jnp.zeros_like(state.slots[:, 0])
+    if static.run_steps == 1:
+        return look(static, requests, state.kv, nothing[:, 0], nothing, wanted)
+    inst = state.instance
+    inside = inst[_FIELD["in_flight"]] > 0
+    step = jnp.where(inside, steps_ended(static, state, now), 0)
+    used = jnp.take_along_axis(state.run_used, step[:, None], axis=1)[:, 0]
+    taken = jnp.where(step > 0, used - (params.usable_blocks - inst[_FIELD["free"]]), 0)
+    computed, chunk = state.slots[:, _SLOT["computed"]], state.slots[:, _SLOT["chunk"]]
+    filled = jnp.where((chunk > 0) & (step > 0)[:, None], computed + step[:, None], 0)
+    return look(static, requests, state.kv, taken, filled, wanted)
 
 
 def step_ends_from(static: SimStatic, state: State, now: jax.Array, m: jax.Array) -> jax.Array:
@@ -81,16 +112,29 @@ def _return_times(state: State) -> jax.Array:
     return jnp.where(state.paused.request >= 0, times, NEVER_US)
 
 
-def telemetry_tick(static: SimStatic, params: SimParams, state: State, active: jax.Array) -> State:
-    """Refresh the routers' delayed view at `next_tick`."""
-    view = live_view(static, params, state, state.next_tick)
-    now = jnp.where(active, state.next_tick, state.now)
-    return state.replace(
-        view=jnp.where(active, view, state.view),
-        now=now,
-        passed=jnp.where(active, -1, state.passed),
-        next_tick=jnp.where(active, state.next_tick + params.view_delay_us, state.next_tick),
-    )
+def next_view_tick(static: SimStatic, state: State) -> jax.Array:
+    """Time of the next refresh of anything that routers see late."""
+    return jnp.minimum(state.next_tick, state.routing.next_tick) if static.delayed_cache else state.next_tick
+
+
+def telemetry_tick(static: SimStatic, params: SimParams, requests: Requests, state: State, active: jax.Array) -> State:
+    """Refresh what of the routers' delayed views is due at the next tick."""
+    tick = next_view_tick(static, state)
+    before = state
+    if static.delayed_view:
+        due = active & (state.next_tick == tick)
+        view = live_view(static, params, before, tick)
+        state = state.replace(
+            view=jnp.where(due, view, state.view),
+            next_tick=jnp.where(due, state.next_tick + params.view_delay_us, state.next_tick),
+        )
+    if static.delayed_cache:
+        due = active & (state.routing.next_tick == tick)
+        seen = live_caches(static, params, requests, before, tick, due)
+        seen = jax.tree.map(lambda new, old: jnp.where(due, new, old), seen, state.routing.seen)
+        later = jnp.where(due, state.routing.next_tick + params.cache_delay_us, state.routing.next_tick)
+        state = state.replace(routing=state.routing.replace(seen=seen, next_tick=later))
+    return state.replace(now=jnp.where(active, tick, state.now), passed=jnp.where(active, -1, state.passed))
 
 
 def take_arrival(
@@ -134,14 +178,33 @@ def take_arrival(
     prompt, output, predicted = turn.prompt_tokens, turn.output_tokens, turn.predicted_tokens
     live = live_view(static, params, state, now)
     seen = state.view if static.delayed_view else live
-    m = static.route(
-        RouterView(
-            num_waiting=seen[0], num_running=seen[1], used_blocks=seen[2], waiting_blocks=seen[3], work_tokens=seen[4],
-            arrival_count=state.sequence,
-            hash0=hash_bits(params.seed, request, 0), hash1=hash_bits(params.seed, request, 1),
-            prompt_tokens=prompt, predicted_tokens=predicted, home=home,
+    view = RouterView(
+        num_waiting=seen[0], num_running=seen[1], used_blocks=seen[2], waiting_blocks=seen[3], work_tokens=seen[4],
+        arrival_count=state.sequence,
+        hash0=hash_bits(params.seed, request, 0), hash1=hash_bits(params.seed, request, 1),
+        prompt_tokens=prompt, predicted_tokens=predicted, home=home, params=params.route, block_size=static.block_size,
+    )  # fmt: skip
+    found: sent.Match | None = None
+    if static.route_by_cache == "record":
+        found = sent.match(static, requests, state.routing.sent, request)
+        view = view.replace(
+            matched_tokens=found.blocks * static.block_size,
+            record_tokens=state.routing.sent.size * static.block_size,
         )
-    ).astype(jnp.int32)  # fmt: skip
+    elif static.route_by_cache == "cache":
+        caches = state.routing.seen
+        if not static.delayed_cache:
+            caches = live_caches(static, params, requests, state, now, active)
+        blocks = matched_blocks(static, requests, caches, request)
+        view = view.replace(
+            usable_blocks=params.usable_blocks,
+            matched_tokens=blocks * static.block_size,
+            prefill_tokens=seen[5] + seen[6],
+        )
+        if static.route_by_window:
+            recent = recent_tokens(state.routing.window, bucket_now(state.epoch, now))
+            view = view.replace(recent_prefill=recent[0], recent_output=recent[1])
+    m = static.route(view).astype(jnp.int32)
 
     sched = params.scheduler
     peak = prompt + output - 1
@@ -178,6 +241,22 @@ def take_arrival(
         joined=jnp.where(joins, m, static.num_instances),
         change=jnp.stack([change.get(name, zero) for name in _FIELD]),
     )
+
+    routing = state.routing
+    if found is not None:
+        assert params.route is not None
+        limit = params.route[0] / static.block_size  # by convention (policies.base.Router)
+        routing = routing.replace(sent=sent.add(static, routing.sent, found, m, limit, active))
+    elif static.route_by_cache == "cache":
+        assert view.matched_tokens is not None
+        unmatched = prompt - view.matched_tokens[m]
+        at = jnp.where(active, request, requests.num_rows)
+        routing = routing.replace(unmatched=routing.unmatched.at[at].set(unmatched, mode="drop"))
+        routing = count_waiting(routing, m, request, +1, joins)
+        if static.route_by_window:
+            tokens = jnp.stack([unmatched, predicted])
+            window = add_recent(routing.window, bucket_now(state.epoch, now), m, tokens, active)
+            routing = routing.replace(window=window)
 
     # The instance's next event: at once if idle; if a run of steps executes, the first step boundary from now on.
     planned = state.next_event[m]
@@ -218,6 +297,7 @@ def take_arrival(
         paused=paused,
         record=record,
         learned=learned,
+        routing=routing,
     )
     if static.graphs:
         state = arrive_turn(requests, state, request, stamp, program, m, joins)

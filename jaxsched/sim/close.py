@@ -132,7 +132,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         run_ends=state.run_ends.at[jnp.where(formed, event.m, static.num_instances)].set(ends, mode="drop"),
         flags=state.flags | jnp.where(stuck, int(Flag.STUCK), 0),
     )
-    if static.route_by_blocks and k > 1:
+    if static.keeps_run_blocks:
         used = params.usable_blocks[event.m] - inst.free
         ahead = slots.computed[None, :] + step[:, None] * (emit & decode)[None, :]
         grown = jnp.sum(event.held_blocks(ahead, slots.aux) - event.held_blocks(slots.computed, slots.aux), axis=1)

@@ -16,6 +16,7 @@ from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.routing import count_waiting
 from jaxsched.sim.state import (
     Col,
     Count,
@@ -231,12 +232,15 @@ class Event:
         """Float32 microseconds from (epoch, us) to a time relative to the current epoch."""
         return (self.state.epoch - epoch).astype(jnp.float32) * EPOCH_US + (relative_us - us).astype(jnp.float32)
 
-    def add_waiting(self, sign: int, active: jax.Array, prompt: jax.Array) -> None:
-        """A request joins (+1) or leaves (-1) the waiting ones."""
+    def add_waiting(self, sign: int, active: jax.Array, prompt: jax.Array, row: jax.Array) -> None:
+        """A request (of table row `row`) joins (+1) or leaves (-1) the waiting ones."""
         self.inst.waiting = self.inst.waiting + sign * active.astype(jnp.int32)
         if self.static.route_by_blocks:
             blocks = jnp.where(active, ceil_blocks(self.static, prompt), 0)
             self.inst.waiting_blocks = self.inst.waiting_blocks + sign * blocks
+        if self.static.route_by_cache == "cache":
+            routing = count_waiting(self.state.routing, self.m, row, sign, active)
+            self.state = self.state.replace(routing=routing)
 
     def drop_work(self, active: jax.Array, prompt: jax.Array, column: jax.Array) -> None:
         """A request's predicted work is gone."""

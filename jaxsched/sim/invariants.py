@@ -11,7 +11,7 @@ import enum
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.arrivals import next_input_time
+from jaxsched.sim.arrivals import next_input_time, next_view_tick
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import apply_pending, ceil_blocks
 from jaxsched.sim.graph import COUNT
@@ -71,6 +71,7 @@ class _Fifo:
         self.fresh, self.returned = inside & (entry >= 0), inside & (entry < 0)
         self.slot = -(entry + 1)
         row = jnp.clip(entry, 0, requests.prompt_tokens.shape[0] - 1)
+        self.row = row
         self.prompt, self.predicted = requests.prompt_tokens[row], requests.predicted_tokens[row]
 
 
@@ -162,7 +163,7 @@ def _graphs(requests: Requests, state: State) -> Bool[Array, ""]:
 def _clock(static: SimStatic, requests: Requests, state: State) -> Bool[Array, ""]:
     arrival, after, returning = next_input_time(static, requests, state)
     due = jnp.minimum(jnp.minimum(arrival, returning), jnp.min(state.next_event))
-    return (due < state.now) | (after < arrival) | (state.next_tick < state.now)
+    return (due < state.now) | (after < arrival) | (next_view_tick(static, state) < state.now)
 
 
 def _tokens(static: SimStatic, slots, running, waiting) -> Bool[Array, ""]:
@@ -196,6 +197,11 @@ def _load(
         wrong |= work != instance.work
     if static.route_by_blocks:
         wrong |= blocks != instance.waiting_blocks
+    if static.route_by_cache == "cache":
+        unmatched = state.routing.unmatched
+        tokens = jnp.sum(jnp.where(waiting, unmatched[row], 0), axis=1)
+        tokens += jnp.sum(jnp.where(fifo.fresh, unmatched[fifo.row], 0), axis=1)
+        wrong |= tokens != state.routing.waiting_tokens
     return jnp.any(wrong)
 
 

@@ -97,7 +97,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if static.scheduler.asynchronous:
         # It may have been preempted meanwhile; then its FIFO entry is removed when it comes to the head.
         was_running = here & (event.at(slots.order, slot) >= 0)
-        event.add_waiting(-1, here & ~was_running, prompt)
+        event.add_waiting(-1, here & ~was_running, prompt, column[Col.REQUEST])
         if static.scheduler.order is None:
             gone_order = jnp.where(was_running, EMPTY, DEAD)
     inst.free = inst.free + event.kv.release(slot, was_running, held, _pin(event, column, is_finish))

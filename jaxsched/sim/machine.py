@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxsched.sim.admission import admission_step, refill_window
-from jaxsched.sim.arrivals import next_input_time, take_arrival, telemetry_tick
+from jaxsched.sim.arrivals import next_input_time, next_view_tick, take_arrival, telemetry_tick
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.close import close_step, drain_token
 from jaxsched.sim.event import Event, Tally, apply_pending, first_slot
@@ -43,10 +43,11 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     t_input = jnp.minimum(arrival, returning)
     t_event = jnp.min(state.next_event)
     ticks = jnp.bool_(False)
-    if static.delayed_view:
+    if static.delayed_view or static.delayed_cache:
         pending = jnp.minimum(t_input, t_event)
-        ticks = unlocked & (pending != NEVER_US) & (state.next_tick <= pending) & (state.next_tick <= limit)
-        state = telemetry_tick(static, params, state, ticks)
+        tick = next_view_tick(static, state)
+        ticks = unlocked & (pending != NEVER_US) & (tick <= pending) & (tick <= limit)
+        state = telemetry_tick(static, params, requests, state, ticks)
     arrives = unlocked & ~ticks & (t_input <= t_event) & (t_input <= limit)
     program_first = arrival <= returning
     state = take_arrival(static, params, requests, state, tally, arrives, program_first, t_input)
@@ -57,7 +58,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
         after = jnp.int32(-(2**31))  # the arrival may have made a turn ready that comes first
     t_other = jnp.where(arrives, after, t_input)
     t_event = jnp.min(state.next_event)
-    begins = unlocked & ~ticks & (t_event < t_other) & (t_event <= limit) & (t_event < state.next_tick)
+    begins = unlocked & ~ticks & (t_event < t_other) & (t_event <= limit) & (t_event < next_view_tick(static, state))
     active = begins | ~unlocked
     m = jnp.where(unlocked, first_slot(state.next_event == t_event), state.locked)
     now = jnp.where(begins, t_event, state.now)
@@ -178,7 +179,7 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
     more = ~is_done(static, params, requests, state)
     shift = (state.now >= EPOCH_US) | (more & (t_next > HOLD_US))
     num_epochs = jnp.int32(1)
-    if not static.delayed_view:
+    if not (static.delayed_view or static.delayed_cache):
         # Nothing runs and nothing is due for long: go to the epoch of the next arrival at once.
         idle = (state.locked < 0) & jnp.all(state.next_event == NEVER_US)
         num_epochs = jnp.where(idle, jnp.maximum(_next_input_epoch(static, requests, state) - state.epoch, 1), 1)
@@ -186,12 +187,18 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
     def back(t: Array) -> Array:
         return jnp.where(shift & (t != NEVER_US), t - EPOCH_US, t)
 
-    tick = state.next_tick
-    if static.delayed_view:
+    def skip(tick: Array, period_us: Array) -> Array:
         # Nothing runs in an idle gap, so its ticks change nothing: skip to the last one before the next event.
         idle = shift & (state.now < EPOCH_US)
-        skipped = tick + params.view_delay_us * (jnp.maximum(EPOCH_US - tick, 0) // params.view_delay_us)
-        tick = jnp.where(idle, jnp.maximum(tick, skipped), tick)
+        skipped = tick + period_us * (jnp.maximum(EPOCH_US - tick, 0) // period_us)
+        return jnp.where(idle, jnp.maximum(tick, skipped), tick)
+
+    tick, routing = state.next_tick, state.routing
+    if static.delayed_view:
+        tick = skip(tick, params.view_delay_us)
+    if static.delayed_cache:
+        assert params.cache_delay_us is not None
+        routing = routing.replace(next_tick=back(skip(routing.next_tick, params.cache_delay_us)))
     # `now` stays at least one epoch before the new one's start when the jump was longer than int32 can say.
     now = state.now - EPOCH_US - jnp.where(num_epochs >= 2, EPOCH_US, 0)
     now = jnp.where(num_epochs >= 3, -EPOCH_US, jnp.maximum(now, -EPOCH_US))
@@ -209,6 +216,7 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
         next_event=back(state.next_event),
         run_ends=back(state.run_ends),
         next_tick=back(tick),
+        routing=routing,
         instance=instance,
         metrics=metrics.replace(
             counts=metrics.counts & (2**30 - 1),

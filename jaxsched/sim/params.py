@@ -33,6 +33,8 @@ class SimParams(struct.PyTreeNode):
     #: Waiting requests per instance beyond which arrivals are rejected, 0 = only the FIFO's capacity.
     max_queue: Int[Array, ""]
     view_delay_us: Int[Array, ""]  # age limit of the routers' view (period of the telemetry ticks), below 2^29
+    cache_delay_us: Int[Array, ""] | None  # the same for the view of the prefix caches; None: it is live
+    route: Float[Array, " q"] | None  # parameters of the route head, see the router's file; None: it has none
     seed: Int[Array, ""]  # of hashed routing decisions
     timeout_us: Int[Array, " c"]  # per class, 0 = none, below 2^30
     slo_ttft_us: Int[Array, " c"]  # per class, 2^31 - 1 = none

@@ -166,8 +166,8 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     column = event.column(slot)
     inst.free = inst.free + event.kv.release(slot, active, held)
     inst.running = inst.running - active
-    event.add_waiting(+1, active, prompt)
-    event.state = state.replace(
+    event.add_waiting(+1, active, prompt, column[Col.REQUEST])
+    event.state = event.state.replace(
         budget=state.budget + jnp.where(active, given, 0),
         preempted=jnp.where(active & memory, 1, state.preempted),
     )

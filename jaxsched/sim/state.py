@@ -19,6 +19,7 @@ from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.kv import init_cache
 from jaxsched.sim.params import SimParams
+from jaxsched.sim.routing import init_routing
 from jaxsched.sim.static import SimStatic
 
 EMPTY, WAITING, DEAD = -1, -2, -3  # values of the `order` field below zero; >= 0: running, admission number
@@ -228,7 +229,7 @@ class State(struct.PyTreeNode):
     arrivals: Int[Array, ""]  # programs that have arrived
     sequence: Int[Array, ""]  # turns that have arrived
     next_tick: Int[Array, ""]  # next telemetry tick, relative to `epoch`
-    view: Int[Array, "5 m"]  # the routers' delayed view
+    view: Int[Array, "v m"]  # the routers' delayed view: rows of `arrivals.live_view`
     locked: Int[Array, ""]  # instance whose event is under way, -1 = none
     phase: Int[Array, ""]
     passed: Int[Array, ""]  # last instance whose event at `now` was taken, -1 = none (runs: whose step ends are past)
@@ -245,6 +246,7 @@ class State(struct.PyTreeNode):
     metrics: Metrics
     record: Record
     kv: Any = None  # the prefix cache, see sim/kv; None = off
+    routing: Any = None  # memory of a cache-aware router (sim/routing.py); None: the router has none
     learned: Any = None  # what the retention policy has learned; None = nothing to learn
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
@@ -271,7 +273,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         now=zeros(),
         next_event=full(NEVER_US, m),
         run_ends=full(NEVER_US, m, k),
-        run_used=zeros(m, k if static.route_by_blocks else 0),
+        run_used=zeros(m, k if static.route_by_blocks or static.keeps_run_blocks else 0),
         slots=jnp.stack([full(EMPTY_SLOT[name], m, s) for name in Slots.__dataclass_fields__], axis=1),
         request=zeros(m, s, len(Col)),
         pending_writes=PendingWrites(
@@ -296,7 +298,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         arrivals=zeros(),
         sequence=zeros(),
         next_tick=jnp.asarray(params.view_delay_us, jnp.int32) if static.delayed_view else full(NEVER_US),
-        view=zeros(5, m),
+        view=zeros(7 if static.route_by_cache == "cache" else 5, m),
         locked=full(-1),
         phase=zeros(),
         passed=full(-1),
@@ -331,6 +333,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
             cached_total=zeros(n),
         ),
         kv=init_cache(static, params),
+        routing=init_routing(static, params, num_requests),
         learned=_nothing_learned(static),
         fired=zeros(num_requests, 3) if static.graphs else None,
     )

@@ -18,6 +18,8 @@ RouteHead = Callable[[RouterView], jax.Array]
 
 FAMILIES = ("v1", "sarathi", "v0", "orca", "static")
 CACHES = ("none", "blocks", "runs")
+#: Nothing, what the instances hold (sim/kv/seen.py), or what the router remembers to have sent (sim/sent.py).
+CACHE_VIEWS = ("none", "cache", "record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,10 @@ class SimStatic:
     delayed_view: bool = False  # routers see the state of the last telemetry tick
     route_by_blocks: bool = False  # the router reads KV use: kept per step of a run, and of waiting prompts
     route_by_work: bool = False  # the router reads predicted work
+    route_by_cache: str = "none"  # what the router knows of the prefix caches: one of CACHE_VIEWS
+    route_by_window: bool = False  # ... and it reads what it sent in the last minutes (only with the view "cache")
+    delayed_cache: bool = False  # the view "cache" is that of the last cache tick
+    record_entries: int = 0  # of the view "record": chains and groups, or block ids, that the workload has
     record: bool = False  # keep every request's life in the state
     trace: bool = False  # emit every step's decisions (needs max_run_steps = 1)
     stall_limit: int = 4096  # micro-steps at one instant, or preemptions without a token, that stop the lane (LIVELOCK)
@@ -76,6 +82,8 @@ class SimStatic:
             raise ValueError("trace needs max_run_steps = 1")
         if self.prefix_cache not in CACHES:
             raise ValueError(f"unknown prefix cache {self.prefix_cache!r}, expected one of {CACHES}")
+        if self.route_by_cache not in CACHE_VIEWS:
+            raise ValueError(f"unknown cache view {self.route_by_cache!r}, expected one of {CACHE_VIEWS}")
         if self.prefix_cache != "none" and self.scheduler.family != "v1":
             raise ValueError(f"the {self.scheduler.family} engines have no prefix cache")
         if (self.scheduler.retain or self.scheduler.gate) and self.prefix_cache == "blocks":
@@ -107,6 +115,11 @@ class SimStatic:
     def reserves_blocks(self) -> bool:
         """Whether admission takes more blocks than the first chunk needs."""
         return self.scheduler.family != "v1"
+
+    @property
+    def keeps_run_blocks(self) -> bool:
+        """Whether KV use is kept for each step of a run."""
+        return (self.route_by_blocks or self.route_by_cache == "cache") and self.run_steps > 1
 
     @property
     def run_steps(self) -> int:

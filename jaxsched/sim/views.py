@@ -42,3 +42,12 @@ class RouterView(struct.PyTreeNode):
     hash1: Int[Array, ""]  # another one
     prompt_tokens: Int[Array, ""]  # of the arriving request
     predicted_tokens: Int[Array, ""]
+    params: Float[Array, " q"] | None = None  # of the router, in the order of its `Router.params`
+    # Only for routers that read the caches (`Router.reads_cache`).
+    usable_blocks: Int[Array, " m"] | None = None  # size of the KV pools
+    matched_tokens: Int[Array, " m"] | None = None  # leading tokens of the prompt that are cached, in whole blocks
+    prefill_tokens: Int[Array, " m"] | None = None  # prompt tokens of its requests that are still to be computed
+    recent_prefill: Int[Array, " m"] | None = None  # prompt tokens to compute of what it was sent in the last minutes
+    recent_output: Int[Array, " m"] | None = None  # ... and predicted output tokens
+    record_tokens: Int[Array, " m"] | None = None  # size of the router's own record of an instance
+    block_size: int = struct.field(pytree_node=False, default=16)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
-from tests.oracle.data import Request
+from tests.oracle.data import Request, Token
 
 
 def ceil_div(tokens: int, block_size: int) -> int:
@@ -36,6 +36,18 @@ class Hit:
 
 
 @dataclass
+class Probe:
+    """A prompt that has not arrived at any instance."""
+
+    content: list[Token]
+    block_hashes: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.content)
+
+
+@dataclass
 class Context:
     """The blocks that a paused program left behind, as far as they are still there and nobody holds them."""
 
@@ -58,6 +70,12 @@ class CountPool:
 
     def lookup(self, request: Request) -> Hit:
         return Hit()
+
+    def findable(self) -> frozenset[int]:
+        return frozenset()
+
+    def leading(self, probe: Probe, findable: frozenset[int]) -> int:
+        return 0
 
     def held(self, request: Request) -> int:
         return self._held.get(request, 0)
@@ -125,6 +143,15 @@ class CachingPool:
             hit.tokens += self.block_size
             hit.num_evictable += oldest.ref == 0
         return hit
+
+    def findable(self) -> frozenset[int]:
+        """Hashes of the blocks that a lookup would find, for routers."""
+        return frozenset(key for key, copies in self._copies.items() if copies)
+
+    def leading(self, probe: Probe, findable: frozenset[int]) -> int:
+        """Leading blocks of a prompt, never all of it, that are among those."""
+        most = (probe.num_tokens - 1) // self.block_size
+        return next((i for i in range(most) if self._block_hash(probe, i) not in findable), most)
 
     def held(self, request: Request) -> int:
         return len(self._tables.get(request, ()))
@@ -221,7 +248,7 @@ class CachingPool:
         in_contexts = [block.index for context in self.contexts for block in context.blocks]
         assert len(set(in_contexts)) == len(in_contexts) and self._free_queue.keys() >= set(in_contexts)
 
-    def _block_hash(self, request: Request, i: int) -> int:
+    def _block_hash(self, request: Request | Probe, i: int) -> int:
         hashes = request.block_hashes
         while len(hashes) <= i:
             start = len(hashes) * self.block_size

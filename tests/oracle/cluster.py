@@ -9,9 +9,9 @@ from typing import Any
 
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
-from tests.oracle.routing import Dispatcher
+from tests.oracle.routing import Arrival, Dispatcher
 
-TICK, ARRIVAL, RETURN, INSTANCE = range(4)  # the order of events at the same time
+TICK, CACHE_TICK, ARRIVAL, RETURN, INSTANCE = range(5)  # the order of events at the same time
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Result:
     records: list[Record]  # one per row of the workload
     steps: list[list[StepLog]]
     stuck: list[bool]  # instances left idle with requests waiting
-    smallest_gap: float  # closest ewsjf decision, relative; near 0 = float32 may decide otherwise
+    smallest_gap: float  # closest decision of ewsjf or llmd_score, relative; near 0 = float32 may decide otherwise
     end_us: int  # time of the last event, 0 if there was none
     #: What retention and the gate did, so that tests know that they did something.
     noted: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ def simulate(
         records=cluster.records,
         steps=[i.log for i in instances],
         stuck=[i.next_event_us is None and bool(i.waiting) for i in instances],
-        smallest_gap=min(i.smallest_gap for i in instances),
+        smallest_gap=min(cluster.dispatcher.smallest_gap, *(i.smallest_gap for i in instances)),
         end_us=end_us,
         noted=sum((i.noted + i.pool.noted for i in instances), Counter()),
     )
@@ -77,6 +77,7 @@ class _Cluster:
         self.returns: list[tuple[int, int]] = []  # heap of (time, row)
         self.next_program = 0
         self.next_tick_us = router.delay_us
+        self.next_cache_tick_us = router.cache_delay_us
         self.num_joined = 0
         self.due: list[list[int]] = [[] for _ in self.records]  # graphs: times that fired edges allow
         self.home: dict[int, int] = {}  # graphs: instance of the turn whose edge fired last
@@ -98,6 +99,8 @@ class _Cluster:
                 events.append((instance.next_event_us, INSTANCE, i))
         if events and self.dispatcher.config.delay_us > 0:
             events.append((self.next_tick_us, TICK, 0))
+        if events and self.dispatcher.config.cache_delay_us > 0:
+            events.append((self.next_cache_tick_us, CACHE_TICK, 0))
         return min(events, default=None)
 
     def take(self, event: Event) -> None:
@@ -105,6 +108,9 @@ class _Cluster:
         if what == TICK:
             self.dispatcher.tick()
             self.next_tick_us += self.dispatcher.config.delay_us
+        elif what == CACHE_TICK:
+            self.dispatcher.cache_tick()
+            self.next_cache_tick_us += self.dispatcher.config.cache_delay_us
         elif what == ARRIVAL:
             self.next_program += 1
             self._arrive(index, now_us)
@@ -123,9 +129,10 @@ class _Cluster:
         workload, record = self.workload, self.records[row]
         record.arrival_us = now_us
         record.fate = "unfinished"
-        record.instance = self.dispatcher.route(row, self._home(row))
         prompt = workload.prompt_tokens[row]
         content = workload.prompt_content[row] if workload.prompt_content else [(("u", row), k) for k in range(prompt)]
+        arrival = Arrival(row, now_us, list(content), workload.predicted_tokens[row], self._home(row))
+        record.instance = self.dispatcher.route(arrival)
         request = Request(
             row=row,
             prompt_tokens=prompt,

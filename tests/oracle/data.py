@@ -14,7 +14,8 @@ Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
 Order = Literal["fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum"]
 Retention = Literal["", "static_ttl", "preserve", "clair"]
 Router = Literal[
-    "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky"
+    "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky",
+    "sglang", "preble_e2", "conductor", "dynamo_kv", "llmd_score",
 ]  # fmt: skip
 Fate = Literal["finished", "unfinished", "rejected_size", "rejected_queue", "timed_out", "never_arrived"]
 
@@ -58,11 +59,16 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """How arrivals are spread; `delay_us` = D, 0 = routers see the live state; `seed` feeds the default `uniform`."""
+    """How arrivals are spread; `delay_us` = D, 0 = routers see the live state; `seed` feeds the default `uniform`.
+
+    `cache_delay_us`: the same for what they see of the prefix caches. `params`: of a cache-aware router, by name.
+    """
 
     kind: Router = "round_robin"
     delay_us: int = 0
     seed: int = 0
+    cache_delay_us: int = 0
+    params: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

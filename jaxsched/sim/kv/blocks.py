@@ -77,7 +77,7 @@ class BlockTable(KvCache):
         """Cached blocks that nobody holds."""
         return (self.id != FREE) & (self.ref == 0)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Evict as many of the longest released blocks as are owed."""
         idle, stamp, owed = self.idle_mask, self.stamp, self.debt
 
@@ -119,7 +119,7 @@ class BlockTable(KvCache):
 
     def register(self, running: Bool[Array, " s"], order: Int[Array, " s"], tokens: Int[Array, " s"]) -> None:
         """Entries for newly filled blocks, in list order. (The r-th new block goes to the r-th unused entry.)"""
-        self._settle()  # or there might be no unused entry
+        self.settle()  # or there might be no unused entry
         size = self.id.shape[0]
         target = tokens // self._static.block_size
         new = jnp.where(running, jnp.maximum(target - self.registered, 0), 0)
@@ -142,7 +142,7 @@ class BlockTable(KvCache):
 
     def register_one(self, slot: Int[Array, ""], active: Bool[Array, ""], tokens: Int[Array, ""]) -> None:
         """Entries for the newly filled blocks of one slot."""
-        self._settle()
+        self.settle()
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         before, start = (jnp.sum(jnp.where(here, field, 0)) for field in (self.registered, self.start))
         new = jnp.where(active, jnp.maximum(tokens // self._static.block_size - before, 0), 0)
@@ -200,7 +200,7 @@ class BlockTable(KvCache):
 
     def lookup(self, row: Int[Array, ""], known: Int[Array, ""]) -> Hit:
         """Walk the request's blocks while a copy is cached; of several copies the oldest."""
-        self._settle()
+        self.settle()
         content, starts = self._requests.content, self._requests.content_start
         assert content is not None and starts is not None
         most = (known - 1) // self._static.block_size

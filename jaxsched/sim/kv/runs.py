@@ -74,6 +74,13 @@ class RunTable(KvCache):
         row = lambda field: jax.lax.dynamic_index_in_dim(field, m, 0, keepdims=False)
         return cls(static, requests, m, row(kv.runs), row(kv.slots), row(kv.scalars))
 
+    @classmethod
+    def seen(cls, static: SimStatic, requests: Requests, chain: Array, high: Array, slots: Array) -> RunTable:
+        """A table to ask what is findable, and nothing else (sim/kv/seen.py)."""
+        zero: Array = jnp.int32(0)
+        runs = [chain, jnp.zeros_like(high), high] + [jnp.zeros_like(high)] * (NUM_FIELDS - 3)
+        return cls(static, requests, zero, jnp.stack(runs), slots, jnp.zeros(4, jnp.int32))
+
     def store(self, kv: RunTableState) -> RunTableState:
         """Write it back."""
         runs = jnp.stack([
@@ -234,24 +241,32 @@ class RunTable(KvCache):
         self.due_us = jnp.where(here, pin.due_us, self.due_us)
         self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
 
-    def _content(self, row: Int[Array, ""]) -> tuple[Array, Array, Array]:
+    def content(self, row: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """Own chain, group (as a chain) and blocks of the group prefix of a table row."""
         requests = self._requests
         assert requests.chain is not None and requests.group is not None and requests.group_tokens is not None
         group_blocks = jnp.where(requests.group[row] >= 0, requests.group_tokens[row] // self._static.block_size, 0)
         return requests.chain[row], -2 - requests.group[row], group_blocks
 
+    def resident(
+        self, own: Int[Array, ""], group: Int[Array, ""], group_blocks: Int[Array, ""]
+    ) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        """End of the own chain's run (blocks), and how much of the group's prefix and the own chain is findable."""
+        is_own, is_group = self.chain == own, (self.chain == group) & (group_blocks > 0)
+        own_high = jnp.max(jnp.where(is_own, self.high, 0))
+        held = self._held_of_group(group, self._running)
+        group_high = jnp.maximum(jnp.max(jnp.where(is_group, self.high, 0)), held)
+        group_high = jnp.minimum(group_high, group_blocks)
+        # (A pin keeps the own chain, not the group's prefix: what is left of the chain may have lost its beginning.)
+        return own_high, jnp.where((own_high > 0) & (group_high == group_blocks), own_high, group_high)
+
     def lookup(self, row: Int[Array, ""], known: Int[Array, ""]) -> Hit:
         """The own chain's run says all; without one, how much of the group's prefix is held or idle."""
         self.settle()
-        own, group, group_blocks = self._content(row)
+        own, group, group_blocks = self.content(row)
         is_own, is_group = self.chain == own, (self.chain == group) & (group_blocks > 0)
-        own_high = jnp.max(jnp.where(is_own, self.high, 0))
+        own_high, resident = self.resident(own, group, group_blocks)
         running = self._running
-        group_high = jnp.maximum(jnp.max(jnp.where(is_group, self.high, 0)), self._held_of_group(group, running))
-        group_high = jnp.minimum(group_high, group_blocks)
-        # (A pin keeps the own chain, not the group's prefix: what is left of the chain may have lost its beginning.)
-        resident = jnp.where((own_high > 0) & (group_high == group_blocks), own_high, group_high)
         blocks = jnp.minimum(resident, (known - 1) // self._static.block_size)
         overlap = jnp.maximum(jnp.minimum(self.high, blocks) - self.low, 0)
         idle = jnp.sum(jnp.where(is_own | is_group, overlap, 0))
