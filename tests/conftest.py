@@ -33,9 +33,6 @@ jax.config.update(
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):  # JAX refuses both at once
     jax.config.update("jax_num_cpu_devices", int(os.environ["JAX_NUM_CPU_DEVICES"]))
 
-from jaxsched import simulation, xla  # noqa: E402
-from tests.compiling import QUICK_COMPILE  # noqa: E402
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run tests at full size, e.g. all 10,000 random clusters")
@@ -45,20 +42,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def full_size(request: pytest.FixtureRequest) -> bool:
     """Whether `--full` was given: a test with a size to choose takes its full one, else a reduced one."""
     return request.config.getoption("--full")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quickly_compiled_rollouts() -> Iterator[None]:
-    """Rollouts in the tests' own processes are compiled in a hurry: most simulate for a moment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "compiler_options", lambda native_loop: QUICK_COMPILE)
-        yield
-
-
-@pytest.fixture
-def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test that simulates for long: its rollouts are compiled as users' are."""
-    monkeypatch.setattr(simulation, "compiler_options", xla.compiler_options)
 
 
 #: Memory maps of a process at which compiled programs are dropped. Linux allows 65,530 (vm.max_map_count); XLA, which

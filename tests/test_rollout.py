@@ -121,7 +121,7 @@ def test_a_trace_replayed_whole_reads_each_arrival_at_its_time():
     assert np.all(rows["fate"] == "finished")
 
 
-def test_capacity_is_that_of_a_server_whose_capacity_is_known(optimised):
+def test_capacity_is_that_of_a_server_whose_capacity_is_known():
     """One request at a time, 100 steps of 10 ms each: at most one request per second."""
     workload = get_preset("renewal").with_options(
         interarrival="exponential", size="constant", mean_output_tokens=100, prompt_tokens=1

@@ -1,4 +1,4 @@
-"""The loop as one native function, or compiled in a hurry: the same bits. Flags leave the user's own alone."""
+"""The loop as one native function: asked for without disturbing the user's flags, and the same bits as without."""
 
 from __future__ import annotations
 
@@ -36,12 +36,8 @@ RUN = """
 import sys
 import numpy as np
 import jaxsched as js
-from jaxsched import simulation
 from jaxsched.xla import compiler_options
 
-if sys.argv[2] == "quick":
-    from tests.compiling import QUICK_COMPILE
-    simulation.compiler_options = lambda native_loop: QUICK_COMPILE
 scenario = js.load("configs/scenarios/chat.yaml", {"workload.num_requests": 60, "cluster.num_instances": 2})
 policy = js.policies.get("sarathi", max_num_seqs=32)
 result = js.rollout(scenario, policy, seeds=2, num_devices=1)
@@ -50,28 +46,24 @@ np.savez(sys.argv[1], histograms=result.histograms, native="xla_cpu_use_fusion_e
 """
 
 
-def test_a_native_loop_a_list_of_kernels_and_a_program_that_is_not_optimised_give_the_same_bits(tmp_path):
+def test_a_native_loop_gives_the_same_bits_as_a_list_of_kernels(tmp_path):
     found = []
     for name, flags in (
         ("kernels", "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1"),
         ("native", ""),
-        ("quick", ""),
     ):
         environ = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         ask_for_native_loops(environ)
         target = tmp_path / f"{name}.npz"
         done = subprocess.run(
-            [sys.executable, "-c", RUN, str(target), name], cwd=ROOT, env=environ, capture_output=True, text=True,
-            timeout=900,
-        )  # fmt: skip
+            [sys.executable, "-c", RUN, str(target)], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         found.append(dict(np.load(target)))
-    kernels, native, quick = found
+    kernels, native = found
     assert not kernels.pop("native")
-    quick.pop("native")
-    # JAX 0.11 and later have only the newer fusion emitters: their loops stay lists of kernels.
-    others = [quick, native] if native.pop("native") else [quick]
-    for other in others:
-        assert kernels.keys() == other.keys()
-        for name, values in kernels.items():
-            np.testing.assert_array_equal(values, other[name], err_msg=name)
+    if not native.pop("native"):
+        pytest.skip("this JAX has only the newer fusion emitters: its loops stay lists of kernels")
+    assert kernels.keys() == native.keys()
+    for name, values in kernels.items():
+        np.testing.assert_array_equal(values, native[name], err_msg=name)
