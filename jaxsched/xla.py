@@ -57,7 +57,8 @@ def compiler_options(native_loop: bool) -> dict[str, str | bool]:
 def quick_compiler_options() -> dict[str, int]:
     """XLA options of a program that runs for a moment: on a CPU, without LLVM's optimisation.
 
-    It compiles in half the time, runs five times as long, and gives the same bits (measured: docs/decisions/0002).
+    It compiles in half the time, runs five times as long, and gives the same integers; float32 sums may differ in the
+    last bit (measured: docs/decisions/0002).
     """
     import jax
 
