@@ -237,7 +237,11 @@ def _print_comparison(data: Any, winners: list[str]) -> None:
     )
     shown = [
         data.primary_metric,
-        *(m for m in ("ttft_p99_s", "tpot_p99_s", "goodput_per_s") if m != data.primary_metric),
+        *(
+            m
+            for m in ("jct_max_s", "slowdown_p99", "ttft_p99_s", "tpot_p99_s", "goodput_per_s")
+            if m != data.primary_metric
+        ),
     ]
     rows = {
         (r["policy"], r["load"], r["metric"]): r

@@ -21,7 +21,8 @@ from jaxsched.stats import Capacity, find_capacity
 COMPARED = (
     "e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "ttft_mean_s", "ttft_p50_s", "ttft_p99_s",
     "tpot_mean_s", "tpot_p50_s", "tpot_p99_s", "tbt_p50_s", "tbt_p99_s", "ttst_p50_s",
-    "queueing_mean_s", "queueing_p99_s", "normalised_mean_s", "jct_mean_s", "jct_p99_s", "goodput_per_s",
+    "queueing_mean_s", "queueing_p99_s", "normalised_mean_s", "jct_mean_s", "jct_p99_s", "jct_max_s", "slowdown_mean",
+    "slowdown_p99", "goodput_per_s",
     "slo_attainment", "throughput_per_s", "batch_mean", "kv_used_fraction", "preemptions", "recomputed_tokens",
     "engine_steps", "gpu_seconds",
 )  # fmt: skip
@@ -127,8 +128,10 @@ def compare(
     results: dict[tuple[str, float], RolloutResult] = {}
     for i, (name, policy) in enumerate(policies.items()):
         say(f"simulating {name}", i, len(policies))
-        for load, result in zip(loads, rollouts(scenario, policy, seeds, rates), strict=True):
-            results[name, load] = result
+        # Slowdowns of programs need the life of every turn.
+        lives = rollouts(scenario, policy, seeds, rates, record=scenario.max_turns > 1)
+        for load, result in zip(loads, lives, strict=True):
+            results[name, load] = dataclasses.replace(result, record=None)
     say("done", len(policies), len(policies))
     data = ComparisonData(
         title=scenario.name,

@@ -33,6 +33,7 @@ class SloClass:
     ttft_us: int | None = None
     tpot_us: int | None = None
     e2e_us: int | None = None
+    tbt_us: int | None = None  # every single gap between tokens
     timeout_us: int | None = None  # dropped when older than this
 
 
@@ -146,9 +147,9 @@ def from_config(config: ScenarioConfig) -> Scenario:
     def us(value: float | None) -> int | None:
         return None if value is None else round(value * 1000)
 
-    slo = tuple(SloClass(s.name, us(s.ttft_ms), us(s.tpot_ms), us(s.e2e_ms), us(s.timeout_ms)) for s in config.slo) or (
-        SloClass(),
-    )
+    slo = tuple(
+        SloClass(s.name, us(s.ttft_ms), us(s.tpot_ms), us(s.e2e_ms), us(s.tbt_ms), us(s.timeout_ms)) for s in config.slo
+    ) or (SloClass(),)
     c = config.cluster
     turns = workload.max_turns if isinstance(workload, Preset) else int(workload.turn.max()) + 1
     graphs = workload.graphs if isinstance(workload, Preset) else workload.edges is not None

@@ -20,7 +20,7 @@ from jaxsched.errors import UserError
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
-from jaxsched.sim.build import make_params, make_static
+from jaxsched.sim.build import NO_LIMIT_US, make_params, make_static
 from jaxsched.sim.clock import split_us
 from jaxsched.sim.machine import advance, init_state, is_done
 from jaxsched.sim.params import SimParams
@@ -72,6 +72,7 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
         slo_ttft_us=scenario.limits("ttft_us"),
         slo_tpot_us=scenario.limits("tpot_us"),
         slo_e2e_us=scenario.limits("e2e_us"),
+        slo_tbt_us=scenario.limits("tbt_us"),
         horizon_us=scenario.horizon_us,
         tiers=tier_params(scenario.tiers, policy.settings()) if _offloads(scenario, policy) else None,
     )
@@ -143,6 +144,7 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         num_instances=scenario.num_instances,
         num_slots=scenario.num_slots,
         timeouts=any(scenario.timeouts()),
+        gap_limits=any(limit < NO_LIMIT_US for limit in scenario.limits("tbt_us")),
         delayed_view=scenario.router_delay_us > 0,
         delayed_cache=scenario.cache_delay_us > 0,
         max_run_steps=scenario.max_run_steps,

@@ -160,12 +160,13 @@ class SloConfig(Section):
     ttft_ms: PositiveFloat | None = None
     tpot_ms: PositiveFloat | None = None
     e2e_ms: PositiveFloat | None = None
+    tbt_ms: PositiveFloat | None = None  # every single gap between two tokens
     timeout_ms: PositiveFloat | None = None  # a request older than this is dropped
 
     @model_validator(mode="after")
     def _check(self) -> SloConfig:
-        if self.ttft_ms is self.tpot_ms is self.e2e_ms is self.timeout_ms is None:
-            limits = "ttft_ms, tpot_ms, e2e_ms, timeout_ms"
+        if self.ttft_ms is self.tpot_ms is self.e2e_ms is self.tbt_ms is self.timeout_ms is None:
+            limits = "ttft_ms, tpot_ms, e2e_ms, tbt_ms, timeout_ms"
             raise ValueError(f"class {self.name!r} has no limit: give at least one of {limits}")
         return self
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxsched.metrics.histogram import NUM_BINS, quantile_us, upper_edges_us
+from jaxsched.metrics.programs import program_metrics
 from jaxsched.sim.clock import join_us
 from jaxsched.sim.state import Count, Fate, Flag, Hist, Record, State
 
@@ -108,15 +109,15 @@ class RolloutResult:
             for label, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
                 metrics[f"{name}_{label}_s"] = quantile_us(values, q) * 1e-6
         metrics["tbt_p999_s"] = quantile_us(total[:, Hist.TBT], 0.999) * 1e-6
-        cohort = spans * (1.0 - scenario.warmup_fraction - scenario.cooldown_fraction)
-        cohort = np.maximum(cohort, 1e-9)
+        measured_s = spans * (1.0 - scenario.warmup_fraction - scenario.cooldown_fraction)
+        measured_s = np.maximum(measured_s, 1e-9)
         class_good = np.asarray(m.class_good)
         good, finished = class_good.sum(1), np.asarray(m.class_finished).sum(1)
         measured = np.maximum(counts[:, Count.MEASURED_ARRIVED], 1)
-        metrics["goodput_per_s"] = good / cohort
+        metrics["goodput_per_s"] = good / measured_s
         metrics["slo_attainment"] = good / measured
         for c, slo in enumerate(scenario.slo if len(scenario.slo) > 1 else ()):
-            metrics[f"goodput_{slo.name}_per_s"] = class_good[:, c] / cohort
+            metrics[f"goodput_{slo.name}_per_s"] = class_good[:, c] / measured_s
         metrics["throughput_per_s"] = _throughput(trajectory, spans, scenario.warmup_fraction)
         metrics["measured_finished"] = finished.astype(np.float64)
         sim_s = np.maximum(trajectory.t_s[:, -1], 1e-9)
@@ -160,6 +161,11 @@ class RolloutResult:
         for name, value in settled.items():
             metrics[f"fate_{name}"] = np.asarray(value, np.float64)
         record = state.record if static.record else None
+        if record is not None and static.num_paused and requests.edges is None:
+            first = np.asarray(first_program)[:num]
+            cut = [(stop - first) * share for share in (scenario.warmup_fraction, scenario.cooldown_fraction)]
+            cohort = zip((first + cut[0]).astype(int), (stop - cut[1]).astype(int), strict=True)
+            metrics |= program_metrics(requests, record, scenario.timing, list(cohort))
         return cls(
             scenario, policy, seeds, rate, metrics, hist, trajectory, np.asarray(state.flags), record, requests, spans
         )

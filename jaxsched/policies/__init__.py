@@ -6,7 +6,10 @@ import dataclasses
 import difflib
 
 from jaxsched.errors import UserError
+from jaxsched.policies.aggressive import AGGRESSIVE
+from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
+from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
 from jaxsched.policies.ewsjf import EWSJF
@@ -16,6 +19,8 @@ from jaxsched.policies.minwaste import MINWASTE
 from jaxsched.policies.mlfq import MLFQ
 from jaxsched.policies.offload import OFFLOAD, TIER_DEFAULTS, Offload
 from jaxsched.policies.orca import ORCA
+from jaxsched.policies.past_future import PAST_FUTURE
+from jaxsched.policies.plas import PLAS
 from jaxsched.policies.program_fcfs import PROGRAM_FCFS, arrival_order
 from jaxsched.policies.routers import ROUTERS
 from jaxsched.policies.sarathi import SARATHI
@@ -30,8 +35,8 @@ SCHEDULERS: dict[str, Scheduler] = {
     entry.spec.name: entry
     for entry in (
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
-        SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS,
-        FASTSWITCH, VLLM_SWAP,
+        SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
+        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"

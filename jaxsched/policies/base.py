@@ -36,6 +36,7 @@ class Scheduler:
     defaults: dict[str, float] = dataclasses.field(default_factory=dict)  # over those of the V1 engine
     order_params: dict[str, int] = dataclasses.field(default_factory=dict)  # of the order head, in its order
     retain_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the retention head, in its order
+    admit_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the admission head, in its order
     tier_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `TIER_SETTINGS`, if it offloads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
 
@@ -97,7 +98,8 @@ class Policy:
 
     def _head_params(self) -> dict[str, float]:
         s = self.scheduler
-        return {**s.order_params, **s.retain_params, **s.tier_params, **self.router.params}
+        own = {**s.order_params, **s.retain_params, **s.admit_params, **s.tier_params}
+        return {**own, **self.router.params}
 
     def route_params(self) -> jnp.ndarray | None:
         """Traced parameters of the router; None if it has none."""
@@ -124,12 +126,14 @@ class Policy:
         watermark = int(values["watermark"] * (usable_blocks + 1))
         order = [int(values[name]) for name in self.scheduler.order_params]
         retain = [float(values[name]) for name in self.scheduler.retain_params]
+        admit = [float(values[name]) for name in self.scheduler.admit_params]
         integers = {name: jnp.int32(int(values[name])) for name in PARAMETERS if name not in FRACTIONS}
         return SchedulerParams(
             **integers,
             watermark_blocks=jnp.int32(watermark),
             order=jnp.asarray(order, jnp.int32).reshape(-1),
             retain=jnp.asarray(retain, jnp.float32).reshape(-1),
+            admit=jnp.asarray(admit, jnp.float32).reshape(-1),
             gate_fraction=jnp.float32(values["gate_fraction"]),
         )
 

@@ -16,6 +16,14 @@ _BASES: dict[str, tuple[str, str]] = {
     "e2e": ("E2E", "End-to-end latency: from a request's arrival to its last token."),
     "queueing": ("Queueing", "Queueing delay: from a request's arrival to the first step it was scheduled in."),
     "normalised": ("Normalised latency", "End-to-end latency divided by the number of output tokens."),
+    "jct": (
+        "Job completion",
+        "From the arrival of a program's first turn to the last token of its last, pauses included.",
+    ),
+    "slowdown": (
+        "Slowdown",
+        "A program's completion time over what it would take alone, every turn finding the context of the one before.",
+    ),
     "goodput": ("Goodput", "Requests per second that finished within all limits of their class."),
     "throughput": ("Throughput", "Requests per second that finished."),
     "slo_attainment": ("SLO attainment", "Share of requests that finished within all limits of their class."),

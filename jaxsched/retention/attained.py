@@ -8,16 +8,18 @@ Anti-starvation: a call whose program and itself have waited at least beta times
 first level, and its own wait and service are set to 0. What it inherited no longer counts for its level from then on.
 
 Levels: level L holds attained service in [q * 2^(L-1), q * 2^L), level 0 [0, q), the last is open. The paper gives no
-bounds; doubling from 1 s is what the regime study used. beta is the paper's, its value is not published.
+bounds; doubling from 1 s is what the regime study used. beta is the paper's, its value is not published; ours is an
+integer, so that the comparison is exact.
 Simplified: levels are recomputed from attained service whenever the queue is ordered, not every N decode steps; the
 cost of preempting is the engine's.
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxsched.retention.window import LARGEST
 
@@ -29,14 +31,12 @@ class AttainedParams(struct.PyTreeNode):
 
     quantum_us: Int[Array, ""]  # q: upper bound of level 0
     num_levels: Int[Array, ""]  # K, at most `MAX_LEVELS`
-    starvation_ratio: Float[Array, ""]  # beta; infinite = never promote
+    starvation_ratio: Int[Array, ""]  # beta; 0 = never promote
 
 
-def attained_params(
-    quantum_us: int = 1_000_000, num_levels: int = 10, starvation_ratio: float = 10.0
-) -> AttainedParams:
+def attained_params(quantum_us: int = 1_000_000, num_levels: int = 10, starvation_ratio: int = 10) -> AttainedParams:
     """Defaults: 1 s to 4.3 min in 10 levels; promote after waiting ten times the service (ours)."""
-    return AttainedParams(jnp.int32(quantum_us), jnp.int32(num_levels), jnp.float32(starvation_ratio))
+    return AttainedParams(jnp.int32(quantum_us), jnp.int32(num_levels), jnp.int32(starvation_ratio))
 
 
 def add_us(total_us: Int[Array, "*n"], more_us: Int[Array, "*n"]) -> Int[Array, "*n"]:
@@ -75,12 +75,14 @@ def starves(
     call_us: Int[Array, "*n"],
     params: AttainedParams,
 ) -> Bool[Array, "*n"]:
-    """(W_program + W_call) / (T_program + T_call) >= beta; not while nothing has been waited."""
-    wait = jnp.asarray(program_wait_us, jnp.float32) + jnp.asarray(call_wait_us, jnp.float32)
-    service = jnp.asarray(program_us, jnp.float32) + jnp.asarray(call_us, jnp.float32)
-    # A quotient with service 0 is infinite; with beta infinite the product below is inf or nan, and nobody is promoted.
-    ratio = jnp.where(service > 0.0, wait / jnp.where(service > 0.0, service, 1.0), jnp.float32(jnp.inf))
-    return (wait > 0.0) & (ratio >= params.starvation_ratio) & jnp.isfinite(params.starvation_ratio)
+    """(W_program + W_call) / (T_program + T_call) >= beta; not while nothing has been waited. Exact in integers."""
+    wait, service = add_us(program_wait_us, call_wait_us), add_us(program_us, call_us)
+    beta = params.starvation_ratio
+    most = jax.lax.div(
+        jnp.int32(LARGEST), jnp.maximum(beta, 1)
+    )  # beyond it, beta times the service is not representable
+    enough = (service <= most) & (wait >= beta * jnp.minimum(service, most))
+    return (beta > 0) & (wait > 0) & enough
 
 
 def attained_key(

@@ -31,18 +31,23 @@ WINDOW = 200  # finished requests remembered
 MAX_DRAWS = 5
 DRAW_SAMPLES = 200
 RESERVED = 0.05  # share of the pool kept back
+#: Bits of a uniform word: a word w stands for the number w / 2^22 in [0, 1). Draws are exact in integers.
+WORD_BITS = 22
+MOST_LENGTHS = 500  # of a window: 2^22 times one more fits int32
 _BLOCK = 32  # slots compared with all others at a time
 
 
-def empty_lengths(max_output_tokens: Int[Array, ""] | int, window: int = WINDOW) -> Window:
-    """A history (one row) half filled with the longest allowed output, so that the start is cautious."""
+def empty_lengths(max_output_tokens: Int[Array, ""] | int, window: int = WINDOW, rows: int = 1) -> Window:
+    """Histories (one row each) half filled with the longest allowed output, so that the start is cautious."""
+    if window > MOST_LENGTHS:
+        raise ValueError(f"a history of output lengths holds at most {MOST_LENGTHS}, not {window}")
     filled = jnp.arange(window, dtype=jnp.int32) < window // 2
-    empty = empty_window(1, window)
+    empty = empty_window(rows, window)
     longest = jnp.asarray(max_output_tokens, jnp.int32)
     return Window(
         ring=jnp.where(filled, longest, empty.ring),
         ordered=jnp.where(filled, longest, empty.ordered),
-        count=jnp.full((1,), window // 2, jnp.int32),
+        count=jnp.full((rows,), window // 2, jnp.int32),
     )
 
 
@@ -56,28 +61,32 @@ def remaining_output(
     generated: Int[Array, " S"],
     limit: Int[Array, " S"],
     fresh: Bool[Array, " S"],
-    uniform: Float[Array, " S"],
+    words: Int[Array, " S"],
 ) -> Int[Array, " S"]:
-    """Predicted output tokens still to come (>= 0), one draw per slot; O(S W).
+    """Predicted output tokens still to come (>= 0), one draw per slot; O(S W). Exact in integers, halves rounded up.
 
-    `limit`: most output tokens of the request; `fresh`: candidates, which draw from the whole history; `uniform`: in
-    [0, 1), independent per slot for the paper's rule, or a constant for that conditional quantile of every request.
+    `limit`: most output tokens of the request (below 2^19); `fresh`: candidates, which draw from the whole history;
+    `words`: `WORD_BITS` bits, independent per slot for the paper's rule, or a constant for that conditional quantile of
+    every request.
     """
     ordered, num = lengths.ordered[0], held(lengths)[0]
     place = jnp.arange(ordered.shape[0], dtype=jnp.int32)
     shorter = jnp.sum(((ordered[:, None] <= generated[None, :]) & (place < num)[:, None]).astype(jnp.int32), axis=0)
     longer = num - shorter
     # Points 0 .. longer + 1: generated, the longer ones of the history, the limit.
-    position = jnp.minimum(uniform, 1.0 - 2.0**-24) * (longer + 1).astype(jnp.float32)
-    left = jnp.minimum(position.astype(jnp.int32), longer)
+    position = words * (longer + 1)
+    left = position >> WORD_BITS
 
     def point(k):
         within = ordered[jnp.clip(shorter + k - 1, 0, ordered.shape[0] - 1)]
-        return jnp.where(k == 0, generated, jnp.where(k > longer, limit, within)).astype(jnp.float32)
+        return jnp.where(k == 0, generated, jnp.where(k > longer, limit, within))
 
-    share = position - left.astype(jnp.float32)
-    drawn = jnp.round(point(left) + (point(left + 1) - point(left)) * share).astype(jnp.int32)
-    pick = jnp.clip((uniform * num.astype(jnp.float32)).astype(jnp.int32), 0, jnp.maximum(num - 1, 0))
+    # gap * share / 2^22, rounded, in two halves of the share: none of the products leaves int32.
+    share, half = position & ((1 << WORD_BITS) - 1), WORD_BITS // 2
+    gap = point(left + 1) - point(left)
+    low = (gap * (share & ((1 << half) - 1))) >> half
+    drawn = point(left) + ((gap * (share >> half) + low + (1 << (half - 1))) >> half)
+    pick = jnp.clip((words * num) >> WORD_BITS, 0, jnp.maximum(num - 1, 0))
     anew = jnp.where(num > 0, jnp.minimum(ordered[pick], limit), limit)
     return jnp.maximum(jnp.where(fresh, anew, drawn) - generated, 0)
 
@@ -113,22 +122,22 @@ def past_future_peak(
     limit: Int[Array, " S"],
     mask: Bool[Array, " S"],
     fresh: Bool[Array, " S"],
-    uniform: Float[Array, "draws S"],
+    words: Int[Array, "draws S"],
 ) -> Int[Array, ""]:
     """The largest M* over the draws that count, of running requests and the candidates marked `fresh`.
 
-    `current_tokens`: KV the request holds, or, of a candidate, will hold after its prefill. Rows of `uniform` beyond
+    `current_tokens`: KV the request holds, or, of a candidate, will hold after its prefill. Rows of `words` beyond
     ``min(draws, floor(200 / running) + 1)`` are not used. `generated` counts the token that a prefill yields: of a
     candidate it is 0, and its peak then errs by the one token whose KV is never computed.
     """
     running = jnp.sum((mask & ~fresh).astype(jnp.int32))
     draws = jnp.where(running > 0, DRAW_SAMPLES // jnp.maximum(running, 1) + 1, 1)
 
-    def one(words):
-        return future_peak(current_tokens, remaining_output(lengths, generated, limit, fresh, words), mask)
+    def one(draw):
+        return future_peak(current_tokens, remaining_output(lengths, generated, limit, fresh, draw), mask)
 
-    peaks = jax.vmap(one)(uniform)
-    return jnp.max(jnp.where(jnp.arange(uniform.shape[0], dtype=jnp.int32) < draws, peaks, 0))
+    peaks = jax.vmap(one)(words)
+    return jnp.max(jnp.where(jnp.arange(words.shape[0], dtype=jnp.int32) < draws, peaks, 0))
 
 
 def fits(
@@ -139,7 +148,7 @@ def fits(
 ) -> Bool[Array, ""]:
     """Whether the peak stays below the pool less its reserve and what paused requests and the prefix cache hold."""
     usable = jnp.asarray(capacity_tokens, jnp.float32) * (1.0 - jnp.asarray(reserved, jnp.float32))
-    return jnp.asarray(peak_tokens, jnp.float32) < usable - jnp.asarray(held_elsewhere, jnp.float32)
+    return peak_tokens + held_elsewhere < jnp.ceil(usable).astype(jnp.int32)
 
 
 def aggressive_fits(
@@ -160,10 +169,11 @@ def conservative_fits(
     mask: Bool[Array, " S"],
     capacity_tokens: Int[Array, ""],
     overcommit: Float[Array, ""] | float = 1.0,
+    held_elsewhere: Int[Array, ""] | int = 0,
 ) -> Bool[Array, ""]:
     """Conservative baseline: every request grown to its limit, all at once, fits `overcommit` times the pool."""
     grown = current_tokens + jnp.maximum(limit - generated, 0)
-    total = jnp.sum(jnp.where(mask, grown, 0)).astype(jnp.float32)
+    total = (jnp.sum(jnp.where(mask, grown, 0)) + held_elsewhere).astype(jnp.float32)
     return total <= jnp.asarray(overcommit, jnp.float32) * jnp.asarray(capacity_tokens, jnp.float32)
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim import offload
-from jaxsched.sim.arrivals import in_measured_cohort
+from jaxsched.sim.admit import AdmitHead, AdmitView, lengths_of, words_of
+from jaxsched.sim.arrivals import hash_bits, in_measured_cohort
 from jaxsched.sim.clock import relative_us
 from jaxsched.sim.event import Event, ceil_blocks, count, first_slot, set_where, slot_with
 from jaxsched.sim.kv import Hit
@@ -57,6 +58,8 @@ def refill_window(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     _place(event, slot, moves, column, prompt, WAITING)
     _pop(event, moves)
     event.write_column(slot, column, moves)
+    if event.service is not None:
+        event.service.enter(slot, moves, event.requests.program[column[Col.REQUEST]])
     return active & (inst.length > 0) & (num_free > 1)
 
 
@@ -71,6 +74,8 @@ def _place(event: Event, slot, active, column, prompt, order) -> None:
     slots.chunk = set_where(mask, 0, slots.chunk)
     slots.last = set_where(mask, -1, slots.last)
     slots.aux = set_where(mask, 0, slots.aux)
+    if event.late is not None:
+        event.late = set_where(mask, 0, event.late)
 
 
 def _pop(event: Event, active: Bool[Array, ""]) -> None:
@@ -102,6 +107,8 @@ def queue_view(event: Event) -> QueueView:
         priority=columns[:, Col.PRIORITY],
         sequence=columns[:, Col.SEQUENCE],
         wait_us=event.since(event.now, columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
+        advanced_mask=None if event.service is None else event.service.advanced(slots.known),
+        attained_us=None if event.service is None else event.service.attained(event.running_mask),
     )
 
 
@@ -119,6 +126,26 @@ def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
     limit = event.params.scheduler.gate_fraction * event.params.usable_blocks[event.m].astype(jnp.float32)
     would_be = (blocks + ceil_blocks(static, view.known_tokens)).astype(jnp.float32)
     return (would_be < limit) | (event.inst.running == 0)
+
+
+def _head_lets_in(event: Event, head: AdmitHead, row, known, prompt, cached: Hit) -> Bool[Array, ""]:
+    """Whether the policy's own memory test lets a candidate in."""
+    static, slots, sched = event.static, event.slots, event.params.scheduler
+    join = lambda field, value: jnp.concatenate([field, jnp.reshape(value, (1,))])
+    rows = join(event.columns()[:, Col.REQUEST], row)
+    held = event.runs.pinned_blocks() - cached.pinned if static.retains else jnp.int32(0)
+    view = AdmitView(
+        mask=join(event.running_mask, jnp.bool_(True)),
+        candidate_mask=jnp.arange(static.num_slots + 1) == static.num_slots,
+        known_tokens=join(slots.known, known),
+        generated_tokens=join(slots.known - slots.prompt, known - prompt),
+        words=words_of(event.params.seed, rows, head.num_draws, hash_bits),
+        lengths=lengths_of(event.state.lengths, event.m),
+        pool_tokens=event.params.usable_blocks[event.m] * static.block_size,
+        held_tokens=held * static.block_size,
+        block_size=static.block_size,
+    )
+    return head.fits(sched.admit, view)
 
 
 def admission_step(
@@ -218,6 +245,10 @@ def admission_step(
     else:
         blocks = reserved = ceil_blocks(static, sched.max_model_len)
         memory = blocks <= inst.free
+    stays_out = ~(memory & fits)
+    if (head := static.scheduler.admit) is not None:
+        memory &= _head_lets_in(event, head, column[Col.REQUEST], known, prompt, cached) | (inst.running == 0)
+        stays_out = ~(memory & fits) if head.stays_out else stays_out
     if fcfs:  # in a row shorter than full; whatever else keeps a request out does so in full rows too
         short = active & may & ~dead & ~expired & fits & memory & ~room_for_slot
         event.state = state.replace(flags=state.flags | jnp.where(short, int(Flag.SLOTS_SHORT), 0))
@@ -255,7 +286,7 @@ def admission_step(
     blocked = seats | ~room_for_slot
     if static.prefix_cache != "blocks":
         # (In a block table a running request's outputs may be the candidate's prompt: its hits can grow during a run.)
-        waits = may & ~expired & ~(memory & fits)
+        waits = may & ~expired & stays_out
         if static.gated:  # the gate may close before a new program, and so let another one be the candidate
             waits &= ~jnp.any(enters & (event.index == slot))
         blocked |= waits
@@ -293,6 +324,8 @@ def _admit(
     inst.free = inst.free - jnp.where(active, blocks + cached.idle, 0)
     inst.running = inst.running + active
     event.add_waiting(-1, active, prompt, column[Col.REQUEST])
+    if event.service is not None:
+        event.service.begin(slot, active, slots.known)
     if caching:
         event.cache_scheduled(active, slot)
     state = event.state

@@ -92,6 +92,8 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     num_bulk = count(bulk)
     seconds = count(bulk & (known_tokens == 1))
     event.tally.observe(Hist.TTST, 0, gap.astype(jnp.float32), jnp.where(formed, seconds, 0))
+    if event.late is not None:
+        event.note_gap(formed & bulk, gap)
     slots.last = set_where(formed & bulk, first_wrapped, slots.last)
     if asynchronous:
         slots.known = jnp.where(formed & emit, slots.known + 1, slots.known)
@@ -179,6 +181,8 @@ def drain_token(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         ((end_wrapped - last) & (2**31 - 1)).astype(jnp.float32),
     )
     tally.observe(Hist.TBT, 0, gap, here & ~first)
+    if event.late is not None:
+        event.note_gap((event.index == slot) & here & ~first, gap)
     tally.observe(Hist.TTST, 0, gap, here & (outputs == 1))
     event.write_column(slot, column.at[Col.TTFT_US].set(_saturated(ttft, event, end, column)), first)
     event.record(column[Col.REQUEST], first, first_token=event.stamp(end))

@@ -18,6 +18,7 @@ from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.routing import count_waiting
+from jaxsched.sim.service import ServiceRow
 from jaxsched.sim.state import (
     Col,
     Count,
@@ -116,6 +117,8 @@ class Event:
     candidate: Any = None
     waits_for_copies: Any = False
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
+    late: jax.Array | None = None  # slots whose request had too long a gap, where classes limit gaps
+    service: ServiceRow | None = None  # attained service, where the order asks for it
     writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
 
     @classmethod
@@ -124,6 +127,7 @@ class Event:
         rows = jax.lax.dynamic_index_in_dim(state.slots, m, 0, keepdims=False)
         scalars = jax.lax.dynamic_index_in_dim(state.instance, m, 1, keepdims=False)
         scalars = scalars + jnp.where(state.pending_writes.joined == m, state.pending_writes.change, 0)
+        rule = static.scheduler.service
         return cls(
             static, params, requests, state, tally, m, now,
             Slots(*(rows[i] for i in range(rows.shape[0]))),
@@ -131,6 +135,8 @@ class Event:
             load_cache(static, requests, state, m),
             Tiers(static, params, state.tiers, m) if static.tiered else None,
             trace={} if static.trace else None,
+            late=jax.lax.dynamic_index_in_dim(state.late, m, 0, keepdims=False) if static.gap_limits else None,
+            service=ServiceRow(rule, state.service, m, state.epoch, now) if rule is not None else None,
         )  # fmt: skip
 
     def store(self) -> State:
@@ -156,6 +162,10 @@ class Event:
         return self.state.replace(
             flags=flags,
             kv=self.kv.store(self.state.kv),
+            late=None
+            if self.late is None
+            else jax.lax.dynamic_update_index_in_dim(self.state.late, self.late, self.m, 0),
+            service=None if self.service is None else self.service.store(self.state.service),
             pending_writes=pending,
             slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
         )
@@ -281,6 +291,12 @@ class Event:
             value = jnp.stack(value) if isinstance(value, tuple) else value
             changes[name] = field.at[where].set(value, mode="drop")
         self.state = self.state.replace(record=rec.replace(**changes))
+
+    def note_gap(self, mask: jax.Array, gap_us: jax.Array) -> None:
+        """A gap between two tokens ends for the requests in `mask`; those whose class allows less are late."""
+        assert self.late is not None
+        limit = self.params.slo_tbt_us[self.columns()[:, Col.KLASS]]
+        self.late = jnp.where(mask & (gap_us > limit), 1, self.late)
 
     def measured(self, column: jax.Array) -> jax.Array:
         return column[Col.MEASURED]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim import offload
+from jaxsched.sim.admit import learn_length
 from jaxsched.sim.clock import add_us, relative_us
 from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
 from jaxsched.sim.graph import finish_turn
@@ -50,6 +51,8 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     gaps = jnp.concatenate([jnp.reshape(inst.bulk_gap, (1,)), ends[1:] - ends[:-1]])
     weight = jnp.where(jnp.arange(static.run_steps) == 0, inst.bulk, inst.emits) * done
     event.tally.observe(Hist.TBT, 0, jnp.maximum(gaps, 0).astype(jnp.float32), weight)
+    if event.late is not None and static.run_steps > 1:  # the first gap of a run was noted when it was formed
+        event.note_gap(emit, jnp.max(jnp.where(done[1:], gaps[1:], 0)))
     busy = jnp.where(ended, now - inst.run_start, 0)
     event.tally.count(Count.BUSY_US, busy)
     event.tally.count(Count.ENGINE_STEPS, k)
@@ -115,7 +118,10 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if static.reserves_blocks:
         slots.aux = set_where(mask, 0, slots.aux)
 
-    book_leaving(event, column, is_finish)
+    book_leaving(event, column, is_finish, None if event.late is None else event.at(event.late, slot))
+    if event.service is not None:
+        program = event.requests.program[column[Col.REQUEST]]
+        event.service.finish(slot, is_finish, program, (column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US]))
     event.tally.count(Count.TIMED_OUT, here & ~is_finish)
     event.record(
         column[Col.REQUEST],
@@ -132,6 +138,9 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         event.record(column[Col.REQUEST], undelivered, first_token=(jnp.int32(-1), jnp.int32(-1)))
     event.note(finished=jnp.where(is_finish, column[Col.REQUEST], -1), left=jnp.where(here, column[Col.REQUEST], -1))
     event.note(leaving=active, free_left=inst.free)
+    if event.state.lengths is not None:
+        lengths = learn_length(event.state.lengths, event.m, column[Col.OUTPUT], is_finish)
+        event.state = event.state.replace(lengths=lengths)
     pause_program(event, column, is_finish)
     # (With memory tiers what leaves does so at the end of the micro-step, before anything else is looked at.)
     return active & (num_finished_or_expired > (0 if static.tiered else 1))
@@ -194,8 +203,10 @@ def has_expired(event: Event) -> Bool[Array, " s"]:
     return (timeout > 0) & (arrived + timeout <= event.now)
 
 
-def book_leaving(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> None:
-    """Request-level measurements of a finished request."""
+def book_leaving(
+    event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""], late: Int[Array, ""] | None
+) -> None:
+    """Request-level measurements of a finished request (`late`: 1 if a gap was beyond its class's limit)."""
     params, tally, now = event.params, event.tally, event.now
     klass, output = column[Col.KLASS], column[Col.OUTPUT].astype(jnp.float32)
     ttft = column[Col.TTFT_US].astype(jnp.float32)
@@ -210,6 +221,8 @@ def book_leaving(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array,
     good = measured & (ttft <= params.slo_ttft_us[klass].astype(jnp.float32))
     good &= ~has_gaps | (tpot <= params.slo_tpot_us[klass].astype(jnp.float32))
     good &= e2e <= params.slo_e2e_us[klass].astype(jnp.float32)
+    if late is not None:
+        good &= late == 0
     is_class = jnp.arange(event.static.num_classes) == klass
     metrics = event.state.metrics
     event.state = event.state.replace(

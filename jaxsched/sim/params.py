@@ -22,6 +22,7 @@ class SchedulerParams(struct.PyTreeNode):
     max_model_len: Int[Array, ""]  # tokens; what `orca` and `static` reserve
     order: Int[Array, " k"]  # parameters of the order head, see the policy's file
     retain: Float[Array, " r"]  # parameters of the retention head, see the policy's file
+    admit: Float[Array, " a"]  # parameters of the admission head, see the policy's file
     gate_fraction: Float[Array, ""]  # share of the pool that the contexts of begun programs may fill
 
 
@@ -41,6 +42,7 @@ class SimParams(struct.PyTreeNode):
     slo_ttft_us: Int[Array, " c"]  # per class, 2^31 - 1 = none
     slo_tpot_us: Int[Array, " c"]
     slo_e2e_us: Int[Array, " c"]
+    slo_tbt_us: Int[Array, " c"]  # of every gap between two tokens (only with `SimStatic.gap_limits`)
     measure_from: Int[Array, ""]  # programs [measure_from, measure_to) are the measured cohort
     measure_to: Int[Array, ""]
     horizon_epoch: Int[Array, ""]  # no event after this time is taken

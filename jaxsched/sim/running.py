@@ -171,6 +171,8 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     inst.free = inst.free + offload.release(event, slot, active, held, None, swaps)
     inst.running = inst.running - active
     event.add_waiting(+1, active, prompt, column[Col.REQUEST])
+    if event.service is not None:
+        event.service.stop(slot, active)
     event.state = event.state.replace(
         budget=state.budget + jnp.where(active, given, 0),
         preempted=jnp.where(active & memory, 1, state.preempted),

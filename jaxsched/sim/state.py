@@ -20,6 +20,7 @@ from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.kv import init_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.routing import init_routing
+from jaxsched.sim.service import init_service
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import TierState, init_tiers
 
@@ -255,6 +256,9 @@ class State(struct.PyTreeNode):
     kv: Any = None  # the prefix cache, see sim/kv; None = off
     routing: Any = None  # memory of a cache-aware router (sim/routing.py); None: the router has none
     learned: Any = None  # what the retention policy has learned; None = nothing to learn
+    lengths: Any = None  # output lengths seen, a window per instance (sim/admit.py); None = admission does not ask
+    late: Any = None  # [m, s] 1: a gap between its tokens was beyond its class's limit; None = no class has one
+    service: Any = None  # attained service (sim/service.py); None = the order does not ask
     tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
@@ -268,6 +272,17 @@ QUEUE_WIDTH_SESSIONS = 6  # entry, sequence, arrival (epoch, us), program arriva
 def _nothing_learned(static: SimStatic) -> Any:
     head = static.scheduler.retain
     return head.start(static.num_tools) if static.retains and head is not None and head.start is not None else None
+
+
+def _no_lengths(static: SimStatic, params: SimParams) -> Any:
+    head = static.scheduler.admit
+    return None if head is None or head.start is None else head.start(params.scheduler.admit, static.num_instances)
+
+
+def _nobody_served(static: SimStatic, num_requests: int) -> Any:
+    if static.scheduler.service is None:
+        return None
+    return init_service(static.num_instances, static.num_slots, num_requests if static.num_paused else 1)
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
@@ -343,6 +358,9 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         kv=init_cache(static, params),
         routing=init_routing(static, params, num_requests),
         learned=_nothing_learned(static),
+        lengths=_no_lengths(static, params),
+        late=zeros(m, s) if static.gap_limits else None,
+        service=_nobody_served(static, num_requests),
         tiers=init_tiers(static),
         fired=zeros(num_requests, 3) if static.graphs else None,
     )

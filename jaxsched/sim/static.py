@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import jax
 
+from jaxsched.sim.admit import AdmitHead
 from jaxsched.sim.retain import OffloadRule, RetainHead
+from jaxsched.sim.service import ServiceRule
 from jaxsched.sim.views import QueueView, RouterView
 
 #: order head: (parameters, view of one row) -> int32 key per slot, the smallest runs next,
@@ -35,11 +37,17 @@ class SchedulerSpec:
     asynchronous: bool = False  # one step ahead: schedule step k+1 when step k starts
     retain: RetainHead | None = None  # pins the KV of paused programs; None: least recently released (vLLM)
     gate: bool = False  # new programs enter only while the contexts of begun ones leave room
+    admit: AdmitHead | None = None  # a memory test at admission beyond the engine's own (V1 family)
+    service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"unknown scheduler family {self.family!r}, expected one of {FAMILIES}")
+        if self.admit is not None and (self.family != "v1" or self.asynchronous):
+            raise ValueError("admission heads need a synchronous V1 engine")
+        if self.service is not None and (self.order is None or self.asynchronous):
+            raise ValueError("attained service needs an ordered queue and a synchronous engine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +73,7 @@ class SimStatic:
     host_tier: bool = False  # instances have host memory for contexts (used if the scheduler offloads)
     remote_tier: bool = False  # ... and a pool behind it that all share
     timeouts: bool = False  # some class has a timeout
+    gap_limits: bool = False  # some class limits every single gap between tokens
     delayed_view: bool = False  # routers see the state of the last telemetry tick
     route_by_blocks: bool = False  # the router reads KV use: kept per step of a run, and of waiting prompts
     route_by_work: bool = False  # the router reads predicted work

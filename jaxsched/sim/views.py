@@ -28,6 +28,9 @@ class QueueView(struct.PyTreeNode):
     first_turn_mask: Bool[Array, " s"]  # the turn is its program's first
     preempted_mask: Bool[Array, " s"]  # it has been preempted
     pinned_mask: Bool[Array, " s"]  # the context it will find is pinned (retention policies)
+    #: It has yielded a token since its admission (schedulers with a `ServiceRule`).
+    advanced_mask: Bool[Array, " s"] | None = None
+    attained_us: Int[Array, " s"] | None = None  # service that counts for the call (schedulers with a `ServiceRule`)
 
 
 class RouterView(struct.PyTreeNode):

@@ -28,12 +28,15 @@ from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import affine
 from jaxsched.verify.content import block_ids
 from jaxsched.verify.recording import Recording, Step
+from jaxsched.xla import quick_compiler_options
 
 SCHEDULERS = {"fcfs": "vllm", "priority": "vllm-priority"}
 #: Micro-steps per call of the compiled program: bounds the memory of the trace.
 CHUNK = 1024
 #: Sizes are rounded up to powers of two from here on, so that scenarios share compiled programs.
 MIN_SLOTS, MIN_ROWS, MIN_CONTENT, MIN_BLOCKS = 128, 256, 8192, 128
+#: Rows of the table up to which compiling quickly pays.
+SHORT_ROWS = 1024
 
 Trace = dict[str, Any]
 
@@ -156,7 +159,6 @@ def _start(static: SimStatic, params: SimParams, requests: Requests) -> State:
     return init_state(static, params, requests.prompt_tokens.shape[0])
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _chunk(static: SimStatic, params: SimParams, requests: Requests, state: State) -> tuple[State, Trace, jax.Array]:
     """`CHUNK` micro-steps: the state after them, their notes ``[CHUNK, ...]``, and whether the run is over."""
     state, trace = jax.lax.scan(lambda carry, _: micro_step(static, params, requests, carry), state, None, length=CHUNK)
@@ -164,12 +166,19 @@ def _chunk(static: SimStatic, params: SimParams, requests: Requests, state: Stat
     return state, trace, is_done(static, params, requests, state)
 
 
+@functools.cache
+def _compiled_chunk(quick: bool):
+    """`_chunk` jitted; its compilation takes longer than the run unless the recording is long."""
+    return jax.jit(_chunk, static_argnums=0, compiler_options=quick_compiler_options() if quick else None)
+
+
 def _steps(static: SimStatic, params: SimParams, requests: Requests, recording: Recording) -> tuple[list[Step], State]:
     builder = StepBuilder([row.request_id for row in recording.rows])
     state, done = _start(static, params, requests), False
+    chunk = _compiled_chunk(requests.prompt_tokens.shape[0] <= SHORT_ROWS)
     while not done:
         epoch = int(state.epoch)  # moves only between chunks
-        state, trace, done = _chunk(static, params, requests, state)
+        state, trace, done = chunk(static, params, requests, state)
         trace = {name: np.asarray(values) for name, values in trace.items()}
         for i in np.nonzero(trace["active"])[0]:
             builder.take({name: values[i] for name, values in trace.items()}, epoch * EPOCH_US)

@@ -109,6 +109,9 @@ class CountPool:
     def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
         """Nothing is pinned without a cache."""
 
+    def pinned_turns(self) -> list[int]:
+        return []
+
     def pinned_besides(self, hit: Hit) -> int:
         return 0
 
@@ -281,6 +284,10 @@ class CachingPool:
         for context in self.contexts:
             in_time = context.deadline_us is not None and now_us <= context.deadline_us
             context.is_pinned = in_time or (context.is_pinned and context.next_turn in rows)
+
+    def pinned_turns(self) -> list[int]:
+        """Rows of the turns whose context is pinned."""
+        return [context.next_turn for context in self.contexts if context.is_pinned]
 
     def pinned_besides(self, hit: Hit) -> int:
         """Pinned blocks other than those of a hit."""

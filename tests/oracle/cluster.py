@@ -7,11 +7,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.oracle import attained
+from tests.oracle.admission import WORD_BITS
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
 from tests.oracle.routing import Arrival, Dispatcher
 from tests.oracle.tiers import Store
 
+FIRST_DRAW = 16  # of the uniform numbers; those before it are the routers'
 TICK, CACHE_TICK, ARRIVAL, RETURN, INSTANCE = range(5)  # the order of events at the same time
 
 
@@ -73,7 +76,9 @@ class _Cluster:
         assert first_turns == sorted(first_turns), "programs must be in arrival order"
         self.workload = workload
         remote = Store(engine.tiers.remote_blocks) if engine.tiers and engine.tiers.remote_blocks else None
-        self.instances = [Instance(engine, step_time, remote) for _ in range(num_instances)]
+        programs: attained.Programs = {}
+        words = None if uniform is None else lambda row, draw: uniform(row, FIRST_DRAW + draw) >> (31 - WORD_BITS)
+        self.instances = [Instance(engine, step_time, remote, programs, words) for _ in range(num_instances)]
         self.dispatcher = Dispatcher(router, self.instances, uniform)
         self.records = [Record(row) for row in range(len(workload.prompt_tokens))]
         self.returns: list[tuple[int, int]] = []  # heap of (time, row)

@@ -13,7 +13,9 @@ StepLog = dict[str, Any]  # one line of a recording's steps.jsonl
 Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negative integer
 
 Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
-Order = Literal["fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch"]
+Order = Literal[
+    "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas"
+]  # fmt: skip
 Retention = Literal["", "static_ttl", "preserve", "clair"]
 Router = Literal[
     "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky",
@@ -52,6 +54,16 @@ class EngineConfig:
     ttl_us: int = 0  # of static_ttl
     clair_price: float = 0.01
     gate_fraction: float = 0.0  # of the pool; 0 = no gate
+    admission: Literal["", "past_future", "conservative"] = ""
+    max_output: int = 4096  # longest output that both reckon with
+    reserved: float = 0.05  # past_future
+    overcommit: float = 1.0  # conservative
+    history: int = 200  # past_future: output lengths remembered
+    quantum_us: int = 1_000_000  # plas and atlas: service that the first level covers
+    num_levels: int = 10
+    starvation_ratio: int = 10  # 0 = nobody is promoted
+    preempts: bool = True
+    pinned_first: int = 1  # 0: no; 1: inside a level; 2: before all levels
     tiers: TierConfig | None = None  # host memory and a remote pool for contexts
 
     def __post_init__(self) -> None:
@@ -184,6 +196,7 @@ class Request:
     in_flight: int = 0  # output tokens of steps that have been scheduled and not yet processed
     discarded: int = 0  # computed tokens lost to preemptions
     is_running: bool = False
+    service: Any = None  # of plas and atlas: `attained.Service`
     block_hashes: list[int] = field(default_factory=list)  # of the full blocks known so far (prefix caching)
 
     @property

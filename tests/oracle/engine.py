@@ -7,10 +7,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.oracle import other_engines, vllm_v1
+from tests.oracle import admission, attained, other_engines, vllm_v1
 from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
 from tests.oracle.data import EngineConfig, Request, StepFeatures, StepLog, StepTime
-from tests.oracle.orders import choose
+from tests.oracle.orders import BY_SERVICE, choose
 from tests.oracle.tiers import Load, Store, Tiers
 
 
@@ -46,7 +46,17 @@ SCHEDULERS: dict[str, Callable[[Instance, Call], None]] = {
 class Instance:
     """One engine. The cluster calls `arrive` and, at `next_event_us`, `event`."""
 
-    def __init__(self, config: EngineConfig, step_time: StepTime, remote: Store | None = None):
+    def __init__(
+        self,
+        config: EngineConfig,
+        step_time: StepTime,
+        remote: Store | None = None,
+        programs: attained.Programs | None = None,
+        words: admission.Words | None = None,
+    ):
+        self.lengths = admission.first_lengths(config)  # outputs of requests that finished here
+        self.words = words or (lambda row, draw: 0)
+        self.programs = {} if programs is None else programs  # what they were served, at all instances
         self.config, self.step_time = config, step_time
         self.pool = make_pool(config.usable_blocks, config.block_size, config.prefix_caching)
         self.tiers = Tiers(config.tiers, remote) if config.tiers else None
@@ -112,8 +122,7 @@ class Instance:
             considered = [r for r in self.waiting if not r.is_new_program or self._gate_is_open(r)]
             self.noted["kept_out_by_gate"] += len(considered) < len(self.waiting)
             considered = [r for r in considered if r.row not in self.pool.loading]
-            pinned = [context.next_turn for context in self.pool.contexts if context.is_pinned]
-            choice = choose(self.config, considered, call.now_us, pinned)
+            choice = choose(self.config, considered, call.now_us, self.pool.pinned_turns())
             if choice.request is None or not self._is_expired(choice.request, call.now_us):
                 self.smallest_gap = min(self.smallest_gap, choice.relative_gap)
                 return choice.request
@@ -141,6 +150,8 @@ class Instance:
         request.is_running = True
         self.pool.admit(request, hit, block_tokens)
         request.computed = found_tokens = hit.tokens + loaded_tokens
+        if request.service is not None:
+            request.service.began_us, request.service.began_tokens = call.now_us, request.num_tokens
         record = request.record
         if record.first_scheduled_us < 0:
             record.first_scheduled_us = call.now_us
@@ -182,6 +193,8 @@ class Instance:
         self._release(victim, call.now_us, copies=self.tiers is not None and self.tiers.config.on_preempt)
         self.running.remove(victim)
         victim.is_running = False
+        if victim.service is not None:
+            attained.stop(victim, call.now_us)
         self.waiting.insert(0, victim)
         victim.record.preemptions += 1
         call.preempted.append(victim)
@@ -195,6 +208,10 @@ class Instance:
                 self._abort(request, now_us)
         self.pool.end_copies(now_us)
         self.pool.refresh_pins(now_us, self.waiting)
+        if self.config.order in BY_SERVICE:
+            for request in self.waiting:
+                attained.enter(self.programs, request)
+            self.noted["promoted"] += attained.promote(self.config, self.waiting, now_us)
         call = Call(now_us, self.config.token_budget)
         SCHEDULERS[self.config.kind](self, call)
         if not call.scheduled and not call.preempted:
@@ -256,7 +273,10 @@ class Instance:
         """Its last token's KV is never computed. In async mode it may have been preempted meanwhile."""
         assert request.in_flight == 0
         assert not request.is_running or request.computed == request.num_tokens - 1
+        if request.service is not None:
+            attained.finish(self.config, self.programs, request, now_us)
         request.record.fate = "finished"
+        self.lengths.append(request.output_tokens)
         request.record.finish_us = now_us
         self._remove(request, now_us, self._context(request, now_us))
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from tests.oracle import attained
 from tests.oracle.data import EngineConfig, Request
 
 #: Orders in which a waiting request may push out a running one.
-PREEMPTIVE = ("srpt", "mlfq", "fastswitch")
+PREEMPTIVE = ("srpt", "mlfq", "fastswitch", "plas", "atlas")
+BY_SERVICE = ("plas", "atlas")
 EPOCH_US = 2**30  # the update clock of fastswitch begins anew at each
 
 
@@ -19,8 +21,10 @@ def _mix(x: int) -> int:
     return x ^ (x >> 16)
 
 
-def order_key(config: EngineConfig, request: Request, now_us: int) -> int:
+def order_key(config: EngineConfig, request: Request, now_us: int, pinned: Collection[int] = ()) -> int:
     """The integer that the preemptive orders compare: smaller goes first."""
+    if config.order in BY_SERVICE:
+        return _service_key(config, request, now_us, request.row in pinned)
     if config.order == "fastswitch":
         period_us = config.switch_update_us
         period = now_us // EPOCH_US * (EPOCH_US // period_us + 1) + now_us % EPOCH_US // period_us
@@ -33,6 +37,16 @@ def order_key(config: EngineConfig, request: Request, now_us: int) -> int:
         if attained <= config.mlfq_quantum * 2**level:
             return level
     return config.mlfq_levels - 1
+
+
+def _service_key(config: EngineConfig, request: Request, now_us: int, is_pinned: bool) -> int:
+    level = attained.level(config, request, now_us)
+    if request.is_running:
+        advanced = request.num_tokens > request.service.began_tokens
+        return 2 * level if config.preempts and advanced else -2
+    if is_pinned and config.pinned_first == 2:
+        return -1
+    return 2 * level + (not (is_pinned and config.pinned_first))
 
 
 @dataclass
@@ -67,7 +81,7 @@ def choose(config: EngineConfig, waiting: list[Request], now_us: int, pinned: Co
     if config.order == "sjf":
         return Choice(min(ready, key=lambda r: (r.predicted_tokens, r.sequence)))
     if config.order in PREEMPTIVE:
-        return Choice(min(ready, key=lambda r: (order_key(config, r, now_us), r.sequence)))
+        return Choice(min(ready, key=lambda r: (order_key(config, r, now_us, pinned), r.sequence)))
     assert config.order == "ewsjf"
     return _choose_ewsjf(config, ready, now_us)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.oracle.admission import lets_in
 from tests.oracle.blocks import Hit, ceil_div
 from tests.oracle.data import Request
 from tests.oracle.orders import PREEMPTIVE, memory_victim, order_key, order_victim
@@ -73,8 +74,10 @@ def _preempt_for_order(engine: Instance, call: Call) -> None:
         if fits and len(running) < config.max_num_seqs:
             return
         victim = order_victim(config, running, call.now_us)
-        if order_key(config, victim, call.now_us) <= order_key(config, candidate, call.now_us):
+        pinned = pool.pinned_turns()
+        if order_key(config, victim, call.now_us) <= order_key(config, candidate, call.now_us, pinned):
             return
+        engine.noted["displaced"] += 1
         engine.preempt(call, victim)
 
 
@@ -97,6 +100,10 @@ def _admit_waiting(engine: Instance, call: Call, chunk_limit: int) -> None:
         blocks = _blocks(engine, request, request.num_tokens if config.reserve_full_isl else found + n, hit)
         if blocks + watermark + pinned > pool.free:
             engine.noted["kept_out_by_pins"] += blocks + watermark <= pool.free
+            return
+        held = pinned * config.block_size
+        if not lets_in(config, engine.lengths, engine.running, request, engine.words, held):
+            engine.noted["kept_out_by_admission"] += 1
             return
         if load is not None and engine.begin_load(call, request, hit, load):
             continue

@@ -71,17 +71,26 @@ def test_a_call_inherits_its_programs_level_and_moves_down_as_it_is_served():
 
 
 def test_a_starving_call_is_promoted_at_the_ratio():
-    params = attained.attained_params(starvation_ratio=4.0)
+    params = attained.attained_params(starvation_ratio=4)
     assert key(inherited=10, program=10, program_wait=30, call_wait=9, params=params) == (4, False)
     assert key(inherited=10, program=10, program_wait=30, call_wait=10, params=params) == (0, True)
     assert key(inherited=10, program=10, program_wait=30, call=5, call_wait=10, params=params) == (4, False)
 
 
-@pytest.mark.parametrize("ratio", [4.0, float("inf")])
+@settings(max_examples=200, deadline=None)
+@given(*(st.integers(0, LARGEST) | st.integers(0, 1000) for _ in range(4)), st.integers(1, 2**20) | st.integers(1, 5))
+def test_starvation_equals_exact_fractions(program_wait, call_wait, program, call, ratio):
+    wait, service = min(program_wait + call_wait, LARGEST), min(program + call, LARGEST)
+    times = (jnp.int32(x) for x in (program_wait, call_wait, program, call))
+    got = attained.starves(*times, attained.attained_params(starvation_ratio=ratio))
+    assert bool(got) == (wait > 0 and wait >= ratio * service)
+
+
+@pytest.mark.parametrize("ratio", [4, 0])
 def test_who_was_never_served_is_promoted_only_after_waiting(ratio):
     params = attained.attained_params(starvation_ratio=ratio)
     assert key(params=params) == (0, False)
-    assert key(call_wait=1, params=params)[1] is (ratio < float("inf"))
+    assert key(call_wait=1, params=params)[1] is (ratio > 0)
 
 
 def test_a_promoted_call_starts_again_in_the_first_level():

@@ -79,6 +79,16 @@ def lengths_of(values, window=16):
     return lengths
 
 
+def word_of(uniform):
+    """The word of a number in [0, 1)."""
+    return (np.asarray(uniform) * 2**peak.WORD_BITS).astype(np.int32)
+
+
+def words_like(uniform):
+    """The same word in every slot."""
+    return jnp.full(SLOTS, word_of(uniform), jnp.int32)
+
+
 def as_the_authors_draw(history: list[int], generated: int, limit: int, uniform: float) -> int:
     """The conditional draw of LightLLM's PastFutureQueue: linear between generated, the longer ones, the limit."""
     ordered = sorted(history)
@@ -96,8 +106,8 @@ def as_the_authors_draw(history: list[int], generated: int, limit: int, uniform:
 def test_conditional_draws_equal_those_of_the_authors(history, slots):
     lengths = lengths_of(history)
     generated, word = zip(*slots, strict=True)
-    uniform = jnp.asarray(padded(word), jnp.float32) / 256.0
-    got = draw(lengths, padded(generated), padded([50] * SLOTS), jnp.zeros(SLOTS, bool), uniform)
+    words = padded(word) << (peak.WORD_BITS - 8)
+    got = draw(lengths, padded(generated), padded([50] * SLOTS), jnp.zeros(SLOTS, bool), words)
     for slot, done in enumerate(generated):
         expected = as_the_authors_draw(history[-16:], done, 50, word[slot] / 256.0)
         # A draw exactly between two whole tokens may round either way.
@@ -110,27 +120,25 @@ def test_conditional_quantile_by_hand():
     # History 10, 20, 30, 40; generated 15, limit 60: points 15, 20, 30, 40, 60. Half way: 30; three quarters: 40.
     lengths = lengths_of([40, 10, 30, 20])
     for uniform, expected in ((0.0, 15), (0.25, 20), (0.5, 30), (0.75, 40), (0.875, 50)):
-        got = draw(lengths, padded([15]), padded([60]), jnp.zeros(SLOTS, bool), jnp.full(SLOTS, uniform, jnp.float32))
+        got = draw(lengths, padded([15]), padded([60]), jnp.zeros(SLOTS, bool), words_like(uniform))
         assert int(got[0]) == expected - 15
 
 
 def test_candidates_draw_from_the_whole_history():
     lengths = lengths_of([40, 10, 30, 20])
     for uniform, expected in ((0.0, 10), (0.3, 20), (0.6, 30), (0.99, 40)):
-        got = draw(lengths, padded([0]), padded([60]), jnp.ones(SLOTS, bool), jnp.full(SLOTS, uniform, jnp.float32))
+        got = draw(lengths, padded([0]), padded([60]), jnp.ones(SLOTS, bool), words_like(uniform))
         assert int(got[0]) == expected
-    capped = draw(lengths, padded([0]), padded([25]), jnp.ones(SLOTS, bool), jnp.full(SLOTS, 0.99, jnp.float32))
+    capped = draw(lengths, padded([0]), padded([25]), jnp.ones(SLOTS, bool), words_like(0.99))
     assert int(capped[0]) == 25
 
 
 def test_draws_follow_the_conditional_law():
     # Lengths uniform on 1..100, 40 generated: uniform on 41..100 and one part in 62 up to the limit 200.
     lengths = lengths_of(np.random.default_rng(0).permutation(np.arange(1, 101)), window=100)
-    uniform = jnp.asarray((np.arange(6000) + 0.5) / 6000, jnp.float32)
+    words = jnp.asarray(word_of((np.arange(6000) + 0.5) / 6000))
     shape = (6000,)
-    got = draw(
-        lengths, jnp.full(shape, 40, jnp.int32), jnp.full(shape, 200, jnp.int32), jnp.zeros(shape, bool), uniform
-    )
+    got = draw(lengths, jnp.full(shape, 40, jnp.int32), jnp.full(shape, 200, jnp.int32), jnp.zeros(shape, bool), words)
     total = np.asarray(got) + 40
     assert (total > 100).mean() == pytest.approx(1 / 61, abs=0.002)
     assert np.median(total) == pytest.approx(40 + 61 / 2, abs=1.0)
@@ -140,12 +148,12 @@ def test_the_largest_peak_of_the_draws_that_count_is_taken():
     lengths = lengths_of([10, 20, 30, 40])
     rng = np.random.default_rng(1)
     current, generated = padded(rng.integers(1, 50, SLOTS)), padded(rng.integers(0, 35, SLOTS))
-    limit, uniform = padded([60] * SLOTS), jnp.asarray(rng.random((5, SLOTS)), jnp.float32)
+    limit, words = padded([60] * SLOTS), jnp.asarray(word_of(rng.random((5, SLOTS))))
     for running in (0, 1, 6, 11):
         mask, fresh = mask_of(running + 1), jnp.arange(SLOTS) == running
-        peaks = [int(peak_of(current, draw(lengths, generated, limit, fresh, u), mask)) for u in uniform]
+        peaks = [int(peak_of(current, draw(lengths, generated, limit, fresh, w), mask)) for w in words]
         used = min(5, 200 // running + 1) if running else 1
-        got = whole_peak(lengths, current, generated, limit, mask, fresh, uniform)
+        got = whole_peak(lengths, current, generated, limit, mask, fresh, words)
         assert int(got) == max(peaks[:used])
 
 
@@ -157,10 +165,10 @@ def test_many_running_requests_need_fewer_draws():
     whole = lambda low, high: jnp.asarray(rng.integers(low, high, slots), jnp.int32)
     args = (lengths, whole(1, 50), whole(0, 35), jnp.full(slots, 60, jnp.int32), jnp.ones(slots, bool))
     fresh = jnp.arange(slots) == 150
-    uniform = rng.random((5, slots)).astype(np.float32)
-    other = uniform.copy()
-    other[2:] = 0.999
-    first, second = (whole_peak(*args, fresh, jnp.asarray(u)) for u in (uniform, other))
+    words = word_of(rng.random((5, slots)))
+    other = words.copy()
+    other[2:] = word_of(0.999)
+    first, second = (whole_peak(*args, fresh, jnp.asarray(w)) for w in (words, other))
     assert int(first) == int(second)
 
 
@@ -190,10 +198,10 @@ def test_aggressive_admits_what_past_future_refuses_and_conservative_what_it_nev
     # Five requests of 100 tokens with outputs of about 100 against a limit of 1,000, pool 1,100.
     lengths = lengths_of([90, 100, 110] * 5)
     current, generated, limit = padded([100] * 5), padded([1] * 5), padded([1000] * 5)
-    uniform = jnp.full((1, SLOTS), 0.5, jnp.float32)
+    words = words_like(0.5)[None]
     fresh = jnp.arange(SLOTS) == 4
     for capacity, expected in ((600, False), (1100, True)):
-        m = whole_peak(lengths, current, generated, limit, mask_of(5), fresh, uniform)
+        m = whole_peak(lengths, current, generated, limit, mask_of(5), fresh, words)
         assert bool(peak.fits(m, jnp.int32(capacity))) is expected
         assert bool(peak.aggressive_fits(current, mask_of(5), jnp.int32(capacity)))
         assert not bool(peak.conservative_fits(current, generated, limit, mask_of(5), jnp.int32(capacity)))

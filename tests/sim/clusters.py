@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxsched import policies
 from jaxsched.policies.base import Policy
+from jaxsched.policies.past_future import past_future_head
 from jaxsched.sim.build import make_params as make_sim_params
 from jaxsched.sim.build import make_static
 from jaxsched.sim.params import SimParams
@@ -44,8 +45,12 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "ewsjf": ("vllm", "ewsjf", False),
     "pfcfs": ("vllm", "pfcfs", False),
     "continuum": ("vllm", "continuum", False),
+    "plas": ("vllm", "plas", False),
+    "atlas": ("vllm", "atlas", False),
     "fastswitch": ("vllm", "fastswitch", False),
 }
+#: The reference's `admission` with "vllm", by name of the scheduler.
+ADMISSIONS = ("past_future", "conservative")
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
     "mlfq_quantum": 64, "mlfq_levels": 5, "ewsjf_step": 100, "ewsjf_num_queues": 5, "ewsjf_w": 0.5,
@@ -66,8 +71,12 @@ TIMINGS: tuple[StepTimeParams, ...] = (
         decode_row=7777, prefill_token=1234, quad=(3, 700), ctx=(7, 600), prefill_in_ctx=0,
     ),
 )  # fmt: skip
+#: Output lengths that Past-Future remembers: few, so that what it has learned soon counts.
+HISTORY = 8
 #: Time to first token, time per output token, end to end: of both classes.
 SLOS_US = ((50_000, 400_000), (12_000, 30_000), (400_000, 2_000_000))
+#: Longest gap between two tokens of both classes, where a variant limits it.
+GAPS_US = (9_000, 25_000)
 MEASURED_FROM = 1
 
 
@@ -99,6 +108,7 @@ class Variant:
     turns: bool = False
     timeouts: bool = False
     delay: bool = False
+    gaps: bool = False  # classes limit every gap between tokens
     graphs: bool = False  # programs are graphs (needs `turns`)
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
@@ -107,7 +117,8 @@ class Variant:
 
     @property
     def name(self) -> str:
-        marks = [mark for mark in ("turns", "graphs", "timeouts", "delay", "thresholds") if getattr(self, mark)]
+        switches = ("turns", "graphs", "timeouts", "delay", "thresholds", "gaps")
+        marks = [mark for mark in switches if getattr(self, mark)]
         marks += [f"cache_{self.cache}"] if self.cache != "none" else []
         return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
 
@@ -138,9 +149,13 @@ class Variant:
 
     @property
     def policy(self) -> Policy:
-        return policies.compose(
+        policy = policies.compose(
             self.scheduler, self.router, max_num_seqs=self.size.max_num_seqs, **ORDER_PARAMS.get(self.base, {})
         )
+        if self.base != "past_future":
+            return policy
+        spec = dataclasses.replace(policy.scheduler.spec, admit=past_future_head(HISTORY))
+        return dataclasses.replace(policy, scheduler=dataclasses.replace(policy.scheduler, spec=spec))
 
     def static(self, max_run_steps: int = 32) -> SimStatic:
         """Slots for every row in ordered queues, so that they are exact."""
@@ -153,6 +168,7 @@ class Variant:
             queue_capacity=1 << (2 * rows - 1).bit_length(),
             block_size=self.block_size,
             timeouts=self.timeouts,
+            gap_limits=self.gaps,
             delayed_view=self.delay,
             num_paused=rows if self.turns else 0,
             graphs=self.graphs,
@@ -193,12 +209,30 @@ def random_lane(variant: Variant, seed: int) -> Lane:
 
 
 def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> EngineConfig:
-    kind, order, asynchronous = ENGINES[variant.base]
+    kind, order, asynchronous = ENGINES["vllm" if variant.base in ADMISSIONS else variant.base]
+    size = variant.size
     parts = variant.parts
+    by_service: dict[str, Any] = {}
+    if order in ("plas", "atlas"):
+        by_service = {
+            "quantum_us": draw.choice([5, 20, 80]) * 1000,
+            "num_levels": draw.choice([2, 4, 10]),
+            "starvation_ratio": draw.choice([0, 1, 3]),
+            "preempts": draw.random() < 0.7,
+            "pinned_first": draw.randrange(3),
+        }
+    admission: dict[str, Any] = {}
+    if variant.base in ADMISSIONS:
+        admission = {
+            "admission": variant.base,
+            "history": HISTORY,
+            "max_output": draw.choice([size.max_output, size.max_output // 2]),
+            "reserved": draw.choice([0.0, 0.05, 0.25]),
+            "overcommit": draw.choice([0.75, 1.0, 1.5]),
+        }
     rule = next((part for part in parts if part not in ("gate", "offload")), "")
     if parts and order == "fcfs":
         order = "arrival"  # a queue that pins and the gate can look into
-    size = variant.size
     longest = size.max_prompt + size.max_output
     is_v1, whole = kind == "vllm", False
     threshold = 0
@@ -233,6 +267,8 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         gate_fraction=draw.choice([0.25, 0.5, 0.75, 1.0]) if "gate" in parts else 0.0,  # exact in float32
         tiers=_random_tiers(variant, draw, on_lattice) if variant.tiers else None,
         **ORDER_CONFIG,
+        **by_service,
+        **admission,
     )
 
 
@@ -334,6 +370,7 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
         slo_ttft_us=SLOS_US[0],
         slo_tpot_us=SLOS_US[1],
         slo_e2e_us=SLOS_US[2],
+        slo_tbt_us=GAPS_US if variant.gaps else None,
         measure_from=MEASURED_FROM,
         measure_to=variant.measured.stop,
     )
@@ -356,6 +393,8 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
             watermark_blocks=column([engine.watermark_blocks for engine in engines]),
             max_model_len=column([engine.max_model_len for engine in engines]),
             gate_fraction=np.asarray([engine.gate_fraction for engine in engines], np.float32),
+            **_service_params(variant, engines),
+            admit=np.asarray([_admit_params(engine) for engine in engines], np.float32),
             retain=np.asarray([_retain_params(engine) for engine in engines], np.float32),
         ),
         usable_blocks=np.repeat(usable[:, None], variant.size.num_instances, axis=1),
@@ -370,6 +409,20 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
     blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
     tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)
+
+
+def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, np.ndarray]:
+    """Orders by attained service take their parameters lane by lane."""
+    if variant.base not in ("plas", "atlas"):
+        return {}
+    rows = [(e.quantum_us // 1000, e.num_levels, e.starvation_ratio, int(e.preempts), e.pinned_first) for e in engines]
+    return {"order": np.asarray(rows, np.int32)}
+
+
+def _admit_params(engine: EngineConfig) -> list[float]:
+    """As the admission heads take them."""
+    last = {"past_future": [engine.reserved], "conservative": [engine.overcommit]}
+    return [engine.max_output, *last[engine.admission]] if engine.admission else []
 
 
 def _retain_params(engine: EngineConfig) -> list[float]:

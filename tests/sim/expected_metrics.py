@@ -40,6 +40,7 @@ class Expected:
         result: Result,
         measured: range,
         slos_us: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+        gaps_us: tuple[int, int] = (2**31, 2**31),
     ):
         self.histograms = np.zeros((2, len(Hist), NUM_BINS), np.int64)
         self.class_finished, self.class_good = np.zeros(2, np.int64), np.zeros(2, np.int64)
@@ -48,6 +49,7 @@ class Expected:
         for row, following in enumerate(workload.next_turn):
             if following >= 0:
                 program[following] = program[row]
+        self.gaps_us = gaps_us
         self.times = token_times(workload, result)
         for record in result.records:
             self._tokens(self.times[record.row])
@@ -105,4 +107,6 @@ class Expected:
             self._add(Hist.JCT, klass, np.float32(record.finish_us - result.records[first_row].arrival_us))
         self.class_finished[klass] += 1
         slo_ttft, slo_tpot, slo_e2e = (slo[klass] for slo in slos_us)
-        self.class_good[klass] += ttft <= slo_ttft and (output == 1 or tpot <= slo_tpot) and e2e <= slo_e2e
+        longest_gap = max(np.diff(np.asarray(self.times[row], np.int64)), default=0)
+        in_time = e2e <= slo_e2e and longest_gap <= self.gaps_us[klass]
+        self.class_good[klass] += ttft <= slo_ttft and (output == 1 or tpot <= slo_tpot) and in_time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,12 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Fate, State
 from jaxsched.sim.static import SimStatic
+from tests.compiling import QUICK_COMPILE
 from tests.oracle.data import Record, Workload
 
 CHUNK = 64  # micro-steps between epoch rebases
+#: Lanes x rows of the table from which on optimising pays.
+LONG_RUN = 10_000
 FATES = {int(fate): fate.name.lower() for fate in Fate}
 
 
@@ -119,7 +123,20 @@ def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(x) for x in leaves])), *trees)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def _compiled_for_its_length(function: Callable) -> Callable:
+    """`function` (static, params, requests) jitted: in a hurry for small batches, optimised for large ones."""
+    quick = jax.jit(function, static_argnums=0, compiler_options=QUICK_COMPILE)
+    optimised = jax.jit(function, static_argnums=0)
+
+    @functools.wraps(function)
+    def run(static: SimStatic, params: SimParams, requests: Requests):
+        lanes, rows = requests.prompt_tokens.shape
+        return (quick if lanes * rows < LONG_RUN else optimised)(static, params, requests)
+
+    return run
+
+
+@_compiled_for_its_length
 def run_lanes(static: SimStatic, params: SimParams, requests: Requests) -> State:
     """Run every lane to its end (all arguments carry a leading lane axis)."""
     num_rows = requests.prompt_tokens.shape[-1]
@@ -170,7 +187,7 @@ def assert_same_trees(ours, theirs) -> None:
         assert a.dtype == b.dtype and a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@_compiled_for_its_length
 def run_lanes_checked(static: SimStatic, params: SimParams, requests: Requests) -> tuple[State, jax.Array]:
     """`run_lanes`, and every `Violation` seen after any micro-step ``[lanes]``."""
     num_rows = requests.prompt_tokens.shape[-1]

@@ -24,7 +24,6 @@ LANES = 150  # of each variant; five times as many with --full
 VARIANTS = [
     Variant("vllm", "least_outstanding", turns=True, graphs=True, timeouts=True, cache="blocks", size=SMALL),
     Variant("vllm-async", "program_sticky", block_size=8, turns=True, graphs=True, size=SMALL),
-    Variant("sjf", "least_kv", turns=True, graphs=True, size=SMALL),
     Variant("pfcfs+static_ttl", "program_sticky", turns=True, graphs=True, cache="runs", size=RETENTION),
 ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxsched.sim.machine import advance, init_state, is_done, micro_step
 from jaxsched.sim.state import Count
-from tests.sim.clusters import ENGINES, SMALL, Size, Variant, lane_inputs, random_lane
+from tests.sim.clusters import ADMISSIONS, ENGINES, SMALL, Size, Variant, lane_inputs, random_lane
 from tests.sim.harness import (
     CHUNK,
     TRACES,
@@ -102,7 +102,7 @@ def test_other_parameters_and_workloads_need_no_new_trace() -> None:
     assert TRACES[static] == traces
 
 
-@pytest.mark.parametrize("scheduler", ENGINES)
+@pytest.mark.parametrize("scheduler", [*ENGINES, *ADMISSIONS])
 def test_a_chunk_keeps_structure_shapes_and_dtypes_and_makes_nothing_weakly_typed(scheduler: str) -> None:
     variant = Variant(scheduler, "least_kv", turns=True, timeouts=True, delay=True, size=SMALL)
     static = variant.static()

@@ -8,9 +8,12 @@ import random
 import numpy as np
 import pytest
 
+import jaxsched as js
+from jaxsched.caching import with_cache, with_graphs
 from jaxsched.cli import main
 from jaxsched.errors import UserError
 from jaxsched.sim.clock import join_us
+from jaxsched.simulation import static_of, trace_lanes
 from jaxsched.workloads import Workload, read, stack
 from jaxsched.workloads.graph import MAX_WIDTH, Edges
 from tests.shared_data import ROOT
@@ -138,6 +141,7 @@ def test_a_chain_may_pass_through_a_join_but_not_fork() -> None:
 
 # -- agentic_mooncake version 2 ----------------------------------------------------------------------------------------
 
+LONG = dict(input_length=130, hash_ids=[1, 2, 3])
 HEADER = {"schema": "agentic_mooncake", "version": 2, "block_size": 64, "hash_id_scope": "local", "source": {}}
 
 
@@ -214,8 +218,21 @@ def test_agentic_hash_ids_say_what_forks_share(tmp_path) -> None:
     assert read(path, content_block_tokens=0).content is None
 
 
+def test_forks_take_the_block_table_and_graphs_their_program(tmp_path) -> None:
+    rows = [HEADER, node("root", **LONG), *(node(name, after("root"), **LONG) for name in ("left", "right"))]
+    path = jsonl(tmp_path / "g.jsonl", rows)
+    options = {"workload.path": str(path), "workload.preset": None, "workload.num_requests": None}
+    for ids, form in ((None, "blocks"), (0, "runs")):
+        scenario = js.load(
+            CHAT, {**options, "workload.rate_per_s": None, "workload.options": {"content_block_tokens": ids}}
+        )
+        assert scenario.max_paused_programs == 8
+        lanes = trace_lanes(scenario, scenario.policy, scenario.workload, 1, [0])
+        static = with_graphs(with_cache(static_of(scenario, scenario.policy), scenario, lanes.requests), lanes.requests)
+        assert static.graphs and static.prefix_cache == form
+
+
 CYCLE = [node("a"), node("b", after("a"), after("d")), node("c", after("b")), node("d", after("c"))]
-LONG = dict(input_length=130, hash_ids=[1, 2, 3])
 WRONG = {
     "cycle": (CYCLE, "line 3, field dependencies", "'b' -> 'd' -> 'c' -> 'b'"),
     "no beginning": ([node("a", after("a"))], "line 2, field dependencies", "form a cycle: 'a' -> 'a'"),

@@ -1,0 +1,100 @@
+"""Metrics of whole programs from the records of their turns: the longest completion time and slowdowns. Host side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsched.sim.clock import EPOCH_US
+from jaxsched.sim.state import Fate, Record
+from jaxsched.timing.step_time import StepTimeParams, constant_us, context_us
+
+
+def program_metrics(
+    requests: Any, record: Record, timing: StepTimeParams, measured: list[tuple[int, int]]
+) -> dict[str, np.ndarray]:
+    """Of each lane's measured programs that finished all turns (docs/metrics.md); NaN where there is none.
+
+    Args:
+        requests: the table, one for all lanes or with a leading lane axis.
+        record: lives of its turns, leaves ``[lanes, turns, ...]``.
+        timing: the step-time model.
+        measured: of each lane, the programs [from, to) of the cohort.
+
+    Returns:
+        ``jct_max_s``, ``slowdown_mean``, ``slowdown_p99``, each ``[lanes]``.
+    """
+    names = ("jct_max_s", "slowdown_mean", "slowdown_p99")
+    found = {name: np.full(len(measured), np.nan) for name in names}
+    one_table = np.ndim(requests.prompt_tokens) == 1
+    shared = _alone(requests, timing) if one_table else None
+    for lane, (first, stop) in enumerate(measured):
+        table = requests if one_table else jax.tree.map(lambda x, i=lane: np.asarray(x)[i], requests)
+        alone, last = shared if shared is not None else _alone(table, timing)
+        rows = np.arange(first, min(stop, int(np.max(table.num_programs))))
+        ends = last[rows]
+        done = np.asarray(record.fate[lane])[ends] == Fate.FINISHED
+        rows, ends = rows[done], ends[done]
+        if len(rows) == 0:
+            continue
+        finish, arrival = _seconds(record.finish[lane][ends]), _seconds(record.arrival[lane][rows])
+        jct = finish - arrival
+        slowdown = jct / np.maximum(alone[rows], 1e-6)
+        found["jct_max_s"][lane] = jct.max()
+        found["slowdown_mean"][lane] = slowdown.mean()
+        found["slowdown_p99"][lane] = np.quantile(slowdown, 0.99)
+    return found
+
+
+def _seconds(times: Any) -> np.ndarray:
+    pairs = np.asarray(times, np.float64)
+    return (pairs[:, 0] * EPOCH_US + pairs[:, 1]) * 1e-6
+
+
+def _alone(table: Any, timing: StepTimeParams) -> tuple[np.ndarray, np.ndarray]:
+    """By row of the first turn: seconds that a program takes alone, and the row of its last turn.
+
+    Alone: every turn runs by itself on an instance that still holds the context of the turn before (where the table
+    says that turns share content): its new prompt tokens in one step, then its outputs one step each, at the mean
+    context.
+    """
+    column = {name: np.asarray(getattr(table, name)) for name in ("prompt_tokens", "output_tokens", "next_turn")}
+    prompt, output, following = (column[name].astype(np.int64) for name in column)
+    cached = np.zeros_like(prompt)
+    has_next = np.flatnonzero(following >= 0)
+    if table.chain is not None:
+        chain = np.asarray(table.chain)
+        goes_on = has_next[chain[following[has_next]] == chain[has_next]]
+        after = following[goes_on]
+        cached[after] = np.minimum(prompt[goes_on] + output[goes_on] - 1, prompt[after] - 1)
+    seconds = _turn_us(timing, prompt, cached, output) * 1e-6
+    pause = np.asarray(table.pause_epoch, np.float64) * EPOCH_US + np.asarray(table.pause_us)
+    num = int(np.max(table.num_programs))
+    first = np.arange(min(num, len(prompt)))
+    last, row, owner = first.copy(), first, first
+    alone = seconds[first]
+    while len(row):
+        after = following[row]
+        row, owner = after[after >= 0], owner[after >= 0]
+        alone[owner] += seconds[row] + pause[row] * 1e-6
+        last[owner] = row
+    return alone, last
+
+
+def _turn_us(timing: StepTimeParams, prompt: np.ndarray, cached: np.ndarray, output: np.ndarray) -> np.ndarray:
+    new = prompt - cached
+    quad = np.minimum(new * ((2 * cached + new) >> 6), 2**31 - 1)
+    arrays = [jnp.asarray(x, jnp.int32) for x in (new, quad, prompt, prompt + output // 2)]
+
+    zero, one = jnp.int32(0), jnp.int32(1)
+
+    def alone(new, quad, context, middle):
+        prefill = constant_us(timing, new, one, new, quad, zero) + context_us(timing, timing.prefill_in_ctx * context)
+        decode = constant_us(timing, one, zero, zero, zero, one) + context_us(timing, middle)
+        return prefill, decode
+
+    prefill, decode = jax.jit(jax.vmap(alone))(*arrays)
+    return np.asarray(prefill, np.float64) + np.asarray(decode, np.float64) * np.maximum(output - 1, 0)
