@@ -28,7 +28,7 @@ from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.slots import first_slots, mean_turn
-from jaxsched.tiering import tier_params
+from jaxsched.tiering import ClusterTiers, tier_params
 from jaxsched.workloads import Preset, Workload
 from jaxsched.xla import compiler_options, loop_is_native
 
@@ -61,6 +61,7 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
     """Parameters with a lane axis on what differs between lanes."""
     cut = (stop - first) * scenario.warmup_fraction
     cool = (stop - first) * scenario.cooldown_fraction
+    tiers = _tiers(scenario, policy)
     shared = make_params(
         policy,
         scenario.timing,
@@ -74,7 +75,7 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
         slo_e2e_us=scenario.limits("e2e_us"),
         slo_tbt_us=scenario.limits("tbt_us"),
         horizon_us=scenario.horizon_us,
-        tiers=tier_params(scenario.tiers, policy.settings()) if _offloads(scenario, policy) else None,
+        tiers=None if tiers is None else tier_params(tiers, policy.settings()),
     )
     params = shared.replace(
         seed=jnp.asarray(seeds, jnp.int32),
@@ -85,8 +86,9 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
     return params, axes
 
 
-def _offloads(scenario: Scenario, policy: Policy) -> bool:
-    return policy.scheduler.spec.offload is not None and scenario.tiers is not None
+def _tiers(scenario: Scenario, policy: Policy) -> ClusterTiers | None:
+    """The memory behind HBM, if there is any and the policy uses it."""
+    return scenario.tiers if policy.scheduler.spec.offload is not None else None
 
 
 def synthetic_lanes(scenario: Scenario, policy: Policy, seeds: Sequence[int], rates: Sequence[float]) -> Lanes:
@@ -139,6 +141,7 @@ def _true_lengths(policy: Policy, requests: Requests) -> Requests:
 
 def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimStatic:
     """The compiled program's description for a policy on a scenario, with full rows."""
+    tiers = _tiers(scenario, policy)
     static = make_static(
         policy,
         num_instances=scenario.num_instances,
@@ -151,8 +154,8 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         block_size=scenario.block_size,
         num_paused=scenario.max_paused_programs,
         num_classes=scenario.num_classes,
-        host_tier=_offloads(scenario, policy),
-        remote_tier=_offloads(scenario, policy) and scenario.tiers is not None and scenario.tiers.remote is not None,
+        host_tier=tiers is not None,
+        remote_tier=tiers is not None and tiers.remote is not None,
         record=record,
     )
     # Room for a full row that is preempted, and as much again for those who wait.

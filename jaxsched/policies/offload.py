@@ -25,7 +25,13 @@ TIER_SETTINGS = {
     "overlap_copies": "1: copies overlap with compute, 0: the engine waits for them, -1: as the cluster says",
     "copy_group": "blocks that one transfer operation moves, -1: as the cluster says",
 }
-TIER_DEFAULTS = {"offload_on_pause": 1, "swap_on_preempt": 1, "keep_copy": 1, "overlap_copies": -1, "copy_group": -1}
+TIER_DEFAULTS: dict[str, float] = {
+    "offload_on_pause": 1,
+    "swap_on_preempt": 1,
+    "keep_copy": 1,
+    "overlap_copies": -1,
+    "copy_group": -1,
+}
 
 
 @dataclasses.dataclass(frozen=True)

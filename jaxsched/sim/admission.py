@@ -161,6 +161,7 @@ def admission_step(
     static, slots, inst, sched = event.static, event.slots, event.inst, event.params.scheduler
     family, order = static.scheduler.family, static.scheduler.order
     fcfs = order is None
+    enters = unloaded = jnp.zeros_like(slots.order, bool)
     if fcfs:
         entry = fifo_entry(event)
         fresh = entry[0] >= 0
@@ -183,6 +184,7 @@ def admission_step(
         if static.tiered:
             loading = event.runs.is_loading(view.row)
             eligible &= ~loading
+            unloaded = view.waiting_mask & ~loading
         best = jnp.min(jnp.where(eligible, key, 2**31 - 1))
         slot = slot_with(eligible & (key == best), view.sequence)
         exists = jnp.any(eligible)
@@ -291,7 +293,7 @@ def admission_step(
             waits &= ~jnp.any(enters & (event.index == slot))
         blocked |= waits
         if static.tiered:  # what is on its way in comes at the end of a copy, which ends a run of steps
-            blocked |= ~jnp.any(view.waiting_mask & ~loading)
+            blocked |= ~jnp.any(unloaded)
     displacing = displaced | dropped_early
     # (A load is booked at the end of the micro-step: the step that waits for it is formed in a later one.)
     return (progress & more) | books_load | displacing, displacing, blocked

@@ -132,20 +132,21 @@ def transfer_us(link: LinkParams, blocks: Int[Array, ""]) -> tuple[Int[Array, ""
 class Tiers:
     """The tiers as one instance sees them during a micro-step: attributes are replaced, `store` writes back."""
 
-    def __init__(self, static: SimStatic, params: SimParams, state: TierState, m: Array):
-        assert params.tiers is not None
+    def __init__(self, static: SimStatic, params: SimParams, state: TierState | None, m: Array):
+        assert params.tiers is not None and state is not None
         self._m, self.params = m, params.tiers
         row = lambda field: jax.lax.dynamic_index_in_dim(field, m, 0, keepdims=False)
         scalars = row(state.scalars)
         self.host = Copies(row(state.host), scalars[CLOCK], self.params.host_blocks)
         self.out, self.into, self.remote_out, self.remote_in, self.stall = (scalars[i] for i in TIMES)
         self.remote = None
-        if state.remote is not None:
+        if state.remote is not None and state.remote_clock is not None:
             self.remote = Copies(state.remote, state.remote_clock, self.params.remote_blocks)
         self.counts: dict[str, Array] = {}
 
-    def store(self, state: TierState) -> TierState:
+    def store(self, state: TierState | None) -> TierState:
         """The state with this instance's tiers written back."""
+        assert state is not None
         scalars = jnp.stack([self.host.clock, self.out, self.into, self.remote_out, self.remote_in, self.stall])
         put = lambda field, value: jax.lax.dynamic_update_index_in_dim(field, value, self._m, 0)
         remote = self.remote
