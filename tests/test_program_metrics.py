@@ -20,11 +20,12 @@ def table(chain):
         "prompt_tokens": [100, 40, 150],
         "output_tokens": [5, 1, 3],
         "next_turn": [2, -1, -1],
+        "program": [0, 1, 0],
         "pause_epoch": [0, 0, 0],
         "pause_us": [0, 0, 2_000_000],
     }
     arrays = {name: np.asarray(values, np.int32) for name, values in columns.items()}
-    return SimpleNamespace(num_programs=2, chain=None if chain is None else np.asarray(chain), **arrays)
+    return SimpleNamespace(num_programs=2, edges=None, chain=None if chain is None else np.asarray(chain), **arrays)
 
 
 def record(finish_s, fates=(Fate.FINISHED,) * 3):
@@ -60,3 +61,23 @@ def test_programs_outside_the_cohort_or_cut_short_do_not_count():
     cut = record([3.0, 2.5, 9.9], (Fate.FINISHED, Fate.FINISHED, Fate.TIMED_OUT))
     assert program_metrics(table([0, 1, 0]), cut, TIMING, [(0, 2)])["jct_max_s"] == pytest.approx([0.5])
     assert np.isnan(program_metrics(table([0, 1, 0]), cut, TIMING, [(0, 1)])["slowdown_p99"]).all()
+
+
+def test_the_turns_of_a_graph_that_run_side_by_side_count_once():
+    # Program 0: turns 0, 2 and 3, of which 2 and 3 wait for 0 alone; 3 comes 2 s later and is the last to finish here.
+    columns = {"prompt_tokens": [100, 40, 150, 150], "output_tokens": [5, 1, 3, 3], "next_turn": [2, -1, 3, -1]}
+    columns |= {"program": [0, 1, 0, 0], "heir": [2, -1, -1, -1], "chain": [0, 1, 0, 3]}
+    edges = np.full((4, 2, 3), -1)
+    edges[0] = [[2, 0, 0], [3, 0, 2_000_000]]
+    arrays = {name: np.asarray(values, np.int32) for name, values in columns.items()}
+    graph = SimpleNamespace(num_programs=2, edges=edges, spawns=None, not_before=None, **arrays)
+    alone = FIRST + 2.0 + 0.0115 + 2 * 0.01001  # turn 3 finds nothing
+    lives = lambda fates=(Fate.FINISHED,) * 4: SimpleNamespace(
+        fate=np.asarray([fates]),
+        arrival=np.asarray([[(0, 1_000_000)] * 4]),
+        finish=np.asarray([[(0, round(s * 1e6)) for s in (1.1, 1.5, 1.2, 1.0 + 2 * alone)]]),
+    )
+    got = program_metrics(graph, lives(), TIMING, [(0, 1)])
+    assert got["jct_max_s"] == pytest.approx([2 * alone]) and got["slowdown_mean"] == pytest.approx([2.0], rel=1e-5)
+    cut = program_metrics(graph, lives((Fate.FINISHED, Fate.FINISHED, Fate.TIMED_OUT, Fate.FINISHED)), TIMING, [(0, 1)])
+    assert np.isnan(cut["jct_max_s"]).all()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsched.metrics.critical_path import critical_path_s, turns_of_programs
 from jaxsched.sim.clock import EPOCH_US
 from jaxsched.sim.state import Fate, Record
 from jaxsched.timing.step_time import StepTimeParams, constant_us, context_us
@@ -30,18 +31,21 @@ def program_metrics(
     names = ("jct_max_s", "slowdown_mean", "slowdown_p99")
     found = {name: np.full(len(measured), np.nan) for name in names}
     one_table = np.ndim(requests.prompt_tokens) == 1
-    shared = _alone(requests, timing) if one_table else None
+    shared = (_alone(requests, timing), turns_of_programs(requests)) if one_table else None
     for lane, (first, stop) in enumerate(measured):
         table = requests if one_table else jax.tree.map(lambda x, i=lane: np.asarray(x)[i], requests)
-        alone, last = shared if shared is not None else _alone(table, timing)
+        alone, turns = shared if shared is not None else (_alone(table, timing), turns_of_programs(table))
         rows = np.arange(first, min(stop, int(np.max(table.num_programs))))
-        ends = last[rows]
-        done = np.asarray(record.fate[lane])[ends] == Fate.FINISHED
-        rows, ends = rows[done], ends[done]
+        program, finish = np.asarray(table.program), _seconds(record.finish[lane])
+        finished = np.asarray(record.fate[lane]) == Fate.FINISHED
+        end, done = finish.copy(), finished.copy()  # by row of the first turn: of all turns so far
+        for row in turns[1:]:
+            np.maximum.at(end, program[row], finish[row])
+            np.logical_and.at(done, program[row], finished[row])
+        rows = rows[done[rows]]
         if len(rows) == 0:
             continue
-        finish, arrival = _seconds(record.finish[lane][ends]), _seconds(record.arrival[lane][rows])
-        jct = finish - arrival
+        jct = end[rows] - _seconds(record.arrival[lane])[rows]
         slowdown = jct / np.maximum(alone[rows], 1e-6)
         found["jct_max_s"][lane] = jct.max()
         found["slowdown_mean"][lane] = slowdown.mean()
@@ -54,34 +58,24 @@ def _seconds(times: Any) -> np.ndarray:
     return (pairs[:, 0] * EPOCH_US + pairs[:, 1]) * 1e-6
 
 
-def _alone(table: Any, timing: StepTimeParams) -> tuple[np.ndarray, np.ndarray]:
-    """By row of the first turn: seconds that a program takes alone, and the row of its last turn.
+def _alone(table: Any, timing: StepTimeParams) -> np.ndarray:
+    """By row of the first turn: seconds that a program takes alone, along its longest path of turns and pauses.
 
-    Alone: every turn runs by itself on an instance that still holds the context of the turn before (where the table
+    Alone: every turn runs by itself on an instance that still holds the context that it goes on with (where the table
     says that turns share content): its new prompt tokens in one step, then its outputs one step each, at the mean
     context.
     """
     column = {name: np.asarray(getattr(table, name)) for name in ("prompt_tokens", "output_tokens", "next_turn")}
     prompt, output, following = (column[name].astype(np.int64) for name in column)
     cached = np.zeros_like(prompt)
-    has_next = np.flatnonzero(following >= 0)
     if table.chain is not None:
         chain = np.asarray(table.chain)
+        following = following if table.edges is None else np.asarray(table.heir)
+        has_next = np.flatnonzero(following >= 0)
         goes_on = has_next[chain[following[has_next]] == chain[has_next]]
         after = following[goes_on]
         cached[after] = np.minimum(prompt[goes_on] + output[goes_on] - 1, prompt[after] - 1)
-    seconds = _turn_us(timing, prompt, cached, output) * 1e-6
-    pause = np.asarray(table.pause_epoch, np.float64) * EPOCH_US + np.asarray(table.pause_us)
-    num = int(np.max(table.num_programs))
-    first = np.arange(min(num, len(prompt)))
-    last, row, owner = first.copy(), first, first
-    alone = seconds[first]
-    while len(row):
-        after = following[row]
-        row, owner = after[after >= 0], owner[after >= 0]
-        alone[owner] += seconds[row] + pause[row] * 1e-6
-        last[owner] = row
-    return alone, last
+    return critical_path_s(table, _turn_us(timing, prompt, cached, output) * 1e-6)
 
 
 def _turn_us(timing: StepTimeParams, prompt: np.ndarray, cached: np.ndarray, output: np.ndarray) -> np.ndarray:
