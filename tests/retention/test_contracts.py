@@ -13,6 +13,7 @@ S, LANES = 70, 3  # slots: more than two blocks of the peak
 i32, f32, flag = jnp.int32(3), jnp.float32(2e6), jnp.array(True)
 ints, floats, flags = jnp.arange(S, dtype=jnp.int32), jnp.linspace(0.0, 0.9, S, dtype=jnp.float32), jnp.ones(S, bool)
 history = ttl.empty_history(4)
+words = jnp.linspace(0, 2**peak.WORD_BITS - 1, S).astype(jnp.int32)
 lengths = peak.empty_lengths(500)
 table = pauses.tables_from_laws([pauses.Exponential(1e6), pauses.Deterministic(2e6)], knots=32)
 ages = index.age_table(table, steps=4, octaves=8)
@@ -39,9 +40,9 @@ CALLS = {
     "remaining_pause_us": (waste.remaining_pause_us, (floats, floats, flags)),
     "least_waste": (waste.least_waste, (floats, floats, floats)),
     "record_output": (peak.record_output, (lengths, i32, flag)),
-    "remaining_output": (peak.remaining_output, (lengths, ints, ints, flags, floats)),
+    "remaining_output": (peak.remaining_output, (lengths, ints, ints, flags, words)),
     "future_peak": (peak.future_peak, (ints, ints, flags)),
-    "past_future_peak": (peak.past_future_peak, (lengths, ints, ints, ints, flags, ~flags, jnp.stack([floats] * 5))),
+    "past_future_peak": (peak.past_future_peak, (lengths, ints, ints, ints, flags, ~flags, jnp.stack([words] * 5))),
     "fits": (peak.fits, (i32, i32, i32, f32)),
     "aggressive_fits": (peak.aggressive_fits, (ints, flags, i32)),
     "conservative_fits": (peak.conservative_fits, (ints, ints, ints, flags, i32)),

@@ -76,7 +76,7 @@ HISTORY = 8
 #: Time to first token, time per output token, end to end: of both classes.
 SLOS_US = ((50_000, 400_000), (12_000, 30_000), (400_000, 2_000_000))
 #: Longest gap between two tokens of both classes, where a variant limits it.
-GAPS_US = (9_000, 25_000)
+GAPS_US = (6_000, 12_000)
 MEASURED_FROM = 1
 
 
