@@ -27,7 +27,7 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
-from jaxsched.slots import first_slots, mean_turn
+from jaxsched.slots import first_slots
 from jaxsched.tiering import ClusterTiers, tier_params
 from jaxsched.workloads import Preset, Workload
 from jaxsched.xla import compiler_options, loop_is_native
@@ -54,7 +54,7 @@ class Lanes:
     request_axes: Any
     first_program: np.ndarray  # [lanes]: where a lane's window of the table begins
     start_us: np.ndarray  # [lanes] int64: when it begins
-    num_turns: int  # over all lanes, for progress
+    num_turns: int  # over all lanes, about: for progress, and to judge how long a run is
 
 
 def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: np.ndarray, stop: np.ndarray):
@@ -212,9 +212,8 @@ def programs(static: SimStatic, lanes: Lanes, num_devices: int, native_loop: boo
     `native_loop`: how XLA compiles the loop on a CPU (`xla.loop_is_native`); None: as the number of turns suggests.
     """
     if native_loop is None:
-        _, _, turns_per_program = mean_turn(lanes.requests)
-        turns = turns_per_program * int(np.max(np.asarray(lanes.requests.num_programs)))
-        native_loop = loop_is_native(static, len(lanes.first_program) // num_devices, turns)
+        num_lanes = len(lanes.first_program)
+        native_loop = loop_is_native(static, num_lanes // num_devices, lanes.num_turns / num_lanes)
     return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native_loop)
 
 

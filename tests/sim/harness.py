@@ -19,7 +19,7 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Fate, State
 from jaxsched.sim.static import SimStatic
-from tests.compiling import QUICK_COMPILE
+from jaxsched.xla import quick_compiler_options
 from tests.oracle.data import Record, Workload
 
 CHUNK = 64  # micro-steps between epoch rebases
@@ -125,7 +125,7 @@ def stack(trees):
 
 def _compiled_for_its_length(function: Callable) -> Callable:
     """`function` (static, params, requests) jitted: in a hurry for small batches, optimised for large ones."""
-    quick = jax.jit(function, static_argnums=0, compiler_options=QUICK_COMPILE)
+    quick = jax.jit(function, static_argnums=0, compiler_options=quick_compiler_options())
     optimised = jax.jit(function, static_argnums=0)
 
     @functools.wraps(function)
