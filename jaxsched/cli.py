@@ -202,7 +202,11 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
         "versions": data.versions,
         "command": data.command,
         "per_seed": [
-            {"policy": name, "load": load, **{m: [None if v != v else v for v in map(float, x)] for m, x in values.items()}}
+            {
+                "policy": name,
+                "load": load,
+                **{m: [None if v != v else v for v in map(float, x)] for m, x in values.items()},
+            }
             for (name, load), values in data.per_seed.items()
         ],
     }

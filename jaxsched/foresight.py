@@ -71,7 +71,9 @@ def _turn_us(
 ) -> Float[Array, ""]:
     """Work of a turn whose history is cached: its prefill, then its outputs in a batch, each at the mean context."""
     zero, base, probe = jnp.int32(0), jnp.int32(BASE_TOKENS), jnp.int32(PROBE_TOKENS)
-    more = constant_us(timing, base + probe, zero, zero, zero, probe) - constant_us(timing, base, zero, zero, zero, zero)
+    more = constant_us(timing, base + probe, zero, zero, zero, probe) - constant_us(
+        timing, base, zero, zero, zero, zero
+    )
     middle = (history + new + outputs // 2).astype(jnp.float32)
     read = middle * timing.ctx_num.astype(jnp.float32) / timing.ctx_den.astype(jnp.float32)
     decodes = (outputs - 1).astype(jnp.float32) * (more.astype(jnp.float32) / PROBE_TOKENS + read)

@@ -61,7 +61,7 @@ def _lookup(table: dict, name: str, kind: str):
 
 
 def get(name: str, **params: float) -> Policy:
-    """The policy `name`: a scheduler, then in any order a retention rule, "gate" (or the bound "peak") and a router, joined by "+".
+    """The policy `name`: a scheduler, then in any order a retention rule, a gate and a router, joined by "+".
 
     ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``, ``get("gittins+gate+program_sticky")``.
     """

@@ -89,7 +89,7 @@ def queue_view(event: Event) -> QueueView:
     static, slots, columns = event.static, event.slots, event.columns()
     row = columns[:, Col.REQUEST]
     program = event.requests.program[row]
-    pinned = event.runs.is_pinned(row) if static.retains else jnp.zeros_like(slots.order, bool)
+    pinned = event.runs.is_pinned(row) if static.pins else jnp.zeros_like(slots.order, bool)
     now_epoch, now_us = event.stamp(event.now)
     return QueueView(
         now_epoch=now_epoch,
