@@ -18,7 +18,7 @@ from jaxsched.policies.fastswitch import FASTSWITCH, VLLM_SWAP
 from jaxsched.policies.gittins import GITTINS, GITTINS_RETENTION
 from jaxsched.policies.minwaste import MINWASTE
 from jaxsched.policies.mlfq import MLFQ
-from jaxsched.policies.offload import OFFLOAD, TIER_DEFAULTS, Offload
+from jaxsched.policies.offload import LEARN_PAUSES, OFFLOAD, PREFETCH, TIER_DEFAULTS, Offload
 from jaxsched.policies.orca import ORCA
 from jaxsched.policies.past_future import PAST_FUTURE
 from jaxsched.policies.plas import PLAS
@@ -49,7 +49,7 @@ RETENTIONS: dict[str, Retention] = {
 }
 GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
-OFFLOADS: dict[str, Offload] = {OFFLOAD.name: OFFLOAD}
+OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -90,8 +90,18 @@ def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = 
         if part not in (*RETENTIONS, GATE, PEAK, *OFFLOADS):
             _lookup({**RETENTIONS, GATE: None, PEAK: None, **OFFLOADS, **ROUTERS}, part, "part of a policy")
         chosen = _with_part(chosen, part)
+    chosen = _that_learns(chosen)
     policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))
     return policy.with_params(**params) if params else policy
+
+
+def _that_learns(scheduler: Scheduler) -> Scheduler:
+    """Prefetching needs the pauses seen: where the retention rule does not keep them, it does so now."""
+    rule, head = scheduler.spec.offload, scheduler.spec.retain
+    if rule is None or rule.returns_in is None or (head is not None and head.start is not None):
+        return scheduler
+    learns = LEARN_PAUSES if head is None else dataclasses.replace(LEARN_PAUSES, ttl=head.ttl)
+    return dataclasses.replace(scheduler, spec=dataclasses.replace(scheduler.spec, retain=learns))
 
 
 def _with_part(scheduler: Scheduler, part: str) -> Scheduler:

@@ -134,7 +134,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         nothing = active & ~formed & (state.preempted == 0)
         next_time = jnp.where(formed, last_end, jnp.where(nothing, NEVER_US, state.next_event[event.m]))
         if static.tiered:  # those who wait may go on when a copy ends
-            wake = jnp.where(inst.waiting > 0, offload.next_wake(event), NEVER_US)
+            wake = offload.idle_wake(event)
             next_time = jnp.where(nothing, wake, next_time)
             nothing &= wake == NEVER_US
     stuck = nothing & (inst.running == 0) & (inst.waiting > 0)

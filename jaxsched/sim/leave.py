@@ -190,6 +190,8 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
         if static.tiered:
             always = event.tiers.params.on_pause > 0
             copy = goes_on & (always if rule is None or rule.copies is None else rule.copies(*known))
+            if rule is not None and rule.returns_in is not None:
+                offload.plan_prefetch(event, is_finish & copy, following, rule.returns_in(*known), load_us)
     epoch, us = deadline(*event.stamp(event.now), ttl_us)
     none = jnp.int32(-1)
     return Pin(jnp.where(goes_on, following, none), owner, jnp.where(ttl_us > 0, epoch, none), us, copy)

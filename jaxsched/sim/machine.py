@@ -115,6 +115,9 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
         event.state = event.state.replace(flags=flags)
         ready &= ~more_refill
     _begin_call(event, ready & (phase <= Phase.REFILL))
+    prefetches = offload.begin_prefetch(event, ready & (phase <= Phase.REFILL)) if static.tiered else jnp.bool_(False)
+    if static.prefetches:
+        ready &= ~prefetches
 
     if scheduler.family == "v0":  # admissions first; decodes only if nobody came in
         in_admit = ready & (phase != Phase.RUN)
@@ -141,7 +144,7 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
     result = jnp.int32(-1)
     for condition, value in (
         (repeat, Phase.REFILL), (more_drain, Phase.DRAIN), (again, Phase.ADMIT), (again & displacing, Phase.DISPLACE),
-        (more_run, Phase.RUN), (more_refill, Phase.REFILL), (more_leave, Phase.LEAVE),
+        (more_run, Phase.RUN), (more_refill | prefetches, Phase.REFILL), (more_leave, Phase.LEAVE),
     ):  # fmt: skip
         result = jnp.where(condition, int(value), result)
     return result

@@ -46,6 +46,9 @@ class OffloadRule:
     #: (retention parameters, what was learned so far, view) -> whether the context is copied when its program pauses;
     #: None: as `TierParams.on_pause` says.
     copies: Callable[[Array, Any, PauseView], Bool[Array, ""]] | None = None
+    #: The same arguments -> when the program is expected back, in us from now: its context is loaded so that it is
+    #: there by then (`FOREVER_US`: not). None: nothing is prefetched.
+    returns_in: Callable[[Array, Any, PauseView], Int[Array, ""]] | None = None
     needs_tiers: bool = True  # False: without a host tier the policy is still one
 
 

@@ -115,6 +115,11 @@ class SimStatic:
         return self.scheduler.offload is not None and self.host_tier and self.prefix_cache == "runs"
 
     @property
+    def prefetches(self) -> bool:
+        """Whether contexts are loaded before their programs are expected back."""
+        return self.tiered and self.scheduler.offload is not None and self.scheduler.offload.returns_in is not None
+
+    @property
     def pins(self) -> bool:
         """Whether contexts can be pinned: by retention, or because they have just been loaded."""
         return self.retains or self.tiered

@@ -258,8 +258,8 @@ class CachingPool:
         coming = {b.index for c in self.contexts if c.next_turn in self.loading for b in c.blocks}
         return len(self._copying.keys() - coming)
 
-    def begin_load(self, request: Request, hit: Hit, num_blocks: int, end_us: int) -> None:
-        """So many blocks more come into HBM behind a hit, which stays until then; the whole is pinned."""
+    def begin_load(self, request: Request, hit: Hit, num_blocks: int, end_us: int, *, pinned: bool = True) -> None:
+        """So many blocks more come into HBM behind a hit, which stays until then; the whole is a context."""
         own = hit.blocks[request.shared_blocks :]
         own_end_us = max([self._copying.get(block.index, end_us) for block in own] + [end_us])
         for block in hit.blocks:
@@ -277,7 +277,7 @@ class CachingPool:
             self._leave_context(block)
         self.loading[request.row] = own_end_us
         self.contexts = [c for c in self.contexts if c.program != request.owner]
-        self.contexts.append(Context(request.row, request.owner, None, request.final_tokens, own, is_pinned=True))
+        self.contexts.append(Context(request.row, request.owner, None, request.final_tokens, own, is_pinned=pinned))
 
     def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
         """At the start of a schedule() call."""

@@ -12,6 +12,7 @@ import random
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsched import policies
@@ -21,6 +22,7 @@ from jaxsched.sim.build import make_params as make_sim_params
 from jaxsched.sim.build import make_static
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.retain import FOREVER_US, OffloadRule, PauseView
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
 from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
@@ -153,6 +155,10 @@ class Variant:
         policy = policies.compose(
             self.scheduler, self.router, max_num_seqs=self.size.max_num_seqs, **ORDER_PARAMS.get(self.base, {})
         )
+        if "prefetch" in self.parts:
+            # A prediction that differs from lane to lane and that the reference knows: the last retention parameter.
+            spec = dataclasses.replace(policy.scheduler.spec, offload=OffloadRule(returns_in=_returns_in))
+            policy = dataclasses.replace(policy, scheduler=dataclasses.replace(policy.scheduler, spec=spec))
         if self.base != "past_future":
             return policy
         spec = dataclasses.replace(policy.scheduler.spec, admit=past_future_head(HISTORY))
@@ -235,7 +241,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
             "reserved": draw.choice([0.0, 0.05, 0.25]),
             "overcommit": draw.choice([0.75, 1.0, 1.5]),
         }
-    rule = next((part for part in parts if part not in ("gate", "peak", "offload")), "")
+    rule = next((part for part in parts if part not in ("gate", "peak", "offload", "prefetch")), "")
     if parts and order == "fcfs":
         order = "arrival"  # a queue that pins and the gate can look into
     longest = size.max_prompt + size.max_output
@@ -287,7 +293,10 @@ def _gate_fraction(parts: list[str], draw: random.Random) -> float:
 
 def _random_tiers(variant: Variant, draw: random.Random, on_lattice: bool) -> TierConfig:
     pool_blocks = max(variant.size.usable_tokens) // variant.block_size
-    return random_tiers(pool_blocks, variant.tiers == "remote", draw, LATTICE_US if on_lattice else 0)
+    tiers = random_tiers(pool_blocks, variant.tiers == "remote", draw, LATTICE_US if on_lattice else 0)
+    if "prefetch" not in variant.parts:
+        return tiers
+    return dataclasses.replace(tiers, returns_in_us=draw.choice([-1, 1, 10, 60, 250]) * LATTICE_US)
 
 
 def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) -> Workload:
@@ -412,7 +421,7 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
             gate_fraction=np.asarray([engine.gate_fraction for engine in engines], np.float32),
             **_service_params(variant, engines),
             admit=np.asarray([_admit_params(engine) for engine in engines], np.float32),
-            retain=np.asarray([_retain_params(engine) for engine in engines], np.float32),
+            retain=np.asarray([_retain_params(variant, engine) for engine in engines], np.float32),
         ),
         usable_blocks=np.repeat(usable[:, None], variant.size.num_instances, axis=1),
         max_queue=column([engine.max_queue for engine in engines]),
@@ -447,9 +456,17 @@ def _admit_params(engine: EngineConfig) -> list[float]:
     return [engine.max_output, *last[engine.admission]] if engine.admission else []
 
 
-def _retain_params(engine: EngineConfig) -> list[float]:
+def _retain_params(variant: Variant, engine: EngineConfig) -> list[float]:
     """As the retention rules take them."""
-    return {"static_ttl": [engine.ttl_us / 1000], "clair": [engine.clair_price]}.get(engine.retention, [])
+    rule = {"static_ttl": [engine.ttl_us / 1000], "clair": [engine.clair_price]}.get(engine.retention, [])
+    if "prefetch" not in variant.parts or engine.tiers is None:
+        return rule
+    return [*rule, float(engine.tiers.returns_in_us)]
+
+
+def _returns_in(params, known, view: PauseView) -> jax.Array:
+    del known, view
+    return jnp.where(params[-1] < 0, FOREVER_US, params[-1].astype(jnp.int32))
 
 
 def reference_step_time(timing: StepTimeParams) -> StepTime:

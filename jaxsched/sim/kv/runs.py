@@ -219,8 +219,8 @@ class RunTable(KvCache):
         self.take(blocks)
         return held + blocks
 
-    def end_load(self, active: Bool[Array, ""], row: Array, hit: Hit, blocks: Array, end: Array) -> None:
-        """The run that a load makes of the row's own chain: it comes in until `end` and is pinned for the row."""
+    def end_load(self, active: Bool[Array, ""], pinned: Array, row: Array, hit: Hit, blocks: Array, end: Array) -> None:
+        """The run that a load makes of the row's own chain: it comes in until `end`, and is perhaps pinned for it."""
         own, _, group_blocks, _ = hit.where
         high = hit.blocks + blocks
         self._append(active & ~jnp.any(self.chain == own), own, group_blocks, high, self.clock, None, end)
@@ -228,7 +228,8 @@ class RunTable(KvCache):
         put = lambda value, field: jnp.where(mine, value, field)
         self.high, self.stamp = put(high, self.high), put(self.clock, self.stamp)
         self.next, self.program = put(row, self.next), put(self._owner(row), self.program)
-        self.due_epoch, self.pinned, self.loading = put(-1, self.due_epoch), put(1, self.pinned), put(1, self.loading)
+        self.due_epoch, self.loading = put(-1, self.due_epoch), put(1, self.loading)
+        self.pinned = put(pinned.astype(jnp.int32), self.pinned)
         self.clock = self.clock + 2 * active
 
     def _drop_empty(self) -> None:
