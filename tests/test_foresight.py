@@ -69,6 +69,9 @@ def test_foresight_is_that_of_a_loop_over_turns(timing: int) -> None:
 def test_bounds_say_that_they_are_bounds_and_policies_are_not_given_what_they_know() -> None:
     bounds = {name for name, scheduler in js.policies.SCHEDULERS.items() if scheduler.is_bound}
     assert bounds == {"sjf-oracle", "srpt-oracle", "clair_ttl", "srpt_program"}
+    assert (
+        js.policies.get("vllm+belady").scheduler.is_bound and js.policies.get("vllm+clair+prefetch").scheduler.is_bound
+    )
     assert js.policies.get("vllm+clair").scheduler.is_bound and js.policies.get("continuum+peak").scheduler.is_bound
     assert not js.policies.get("gittins+gate").scheduler.is_bound
     assert js.policies.get("srpt_program+clair+peak").settings()["gate_fraction"] == 1.4

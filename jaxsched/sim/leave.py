@@ -194,7 +194,8 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
                 offload.plan_prefetch(event, is_finish & copy, following, rule.returns_in(*known), load_us)
     epoch, us = deadline(*event.stamp(event.now), ttl_us)
     none = jnp.int32(-1)
-    return Pin(jnp.where(goes_on, following, none), owner, jnp.where(ttl_us > 0, epoch, none), us, copy)
+    ends = jnp.where(ttl_us > 0, epoch, none)
+    return Pin(jnp.where(goes_on, following, none), owner, ends, us, event.stamp(event.now), copy)
 
 
 def has_expired(event: Event) -> Bool[Array, " s"]:

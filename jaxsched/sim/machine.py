@@ -26,6 +26,7 @@ from jaxsched.sim.running import running_pass
 from jaxsched.sim.state import WAITING, Col, Count, Flag, Instance, Phase, State, init_state
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import rebase_tiers
+from jaxsched.sim.worth import rank_contexts
 
 #: Longest step or run of steps (537 s): what may follow an event without leaving int32.
 LONGEST_RUN_US = 2**29
@@ -161,6 +162,8 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
             offload.end_copies(event, begins)
         rows = event.columns()[:, Col.REQUEST]
         event.runs.refresh_pins(begins, *event.stamp(event.now), event.slots.order == WAITING, rows)
+        if static.ranks:
+            rank_contexts(event, begins, rows)
     if event.service is not None:
         columns = event.columns()
         arrival = (columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US])

@@ -39,6 +39,16 @@ class PauseView(struct.PyTreeNode):
     running: Int[Array, ""]  # running requests
 
 
+class ContextView(struct.PyTreeNode):
+    """What a rule of eviction sees of the contexts of paused programs at an instance (sim/worth.py)."""
+
+    tool: Int[Array, " r"]  # kind of the pause
+    age_us: Int[Array, " r"]  # how long it has lasted, at most `FOREVER_US`
+    context_tokens: Int[Array, " r"]  # what is left of the context
+    reload_us: Int[Array, " r"]  # time to compute that again
+    pause_us: Int[Array, " r"]  # the whole pause, at most `FOREVER_US`: for bounds only (`RetainHead.sees_pause`)
+
+
 @dataclasses.dataclass(frozen=True)
 class OffloadRule:
     """That contexts are copied to host memory (sim/tiers.py), and which. Hashable: it is part of what is compiled."""
@@ -65,6 +75,9 @@ class RetainHead:
     #: (known, wait in us, happened) -> known: a later turn whose context was gone was admitted after that wait.
     readmitted: Callable[[Any, Array, Array], Any] | None = None
     sees_pause: bool = False  # a bound: reads the true pause
+    #: (parameters, known, view of all contexts) -> what each is worth (int32 or float32): the least is evicted first.
+    #: None: unpinned contexts by release, like everything else; pinned ones the latest program first.
+    value: Callable[[Array, Any, ContextView], Array] | None = None
 
 
 def reload_time_us(timing: StepTimeParams, context_tokens: Int[Array, ""]) -> Int[Array, ""]:

@@ -17,7 +17,7 @@ Order = Literal[
     "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas",
     "srpt_program",
 ]  # fmt: skip
-Retention = Literal["", "static_ttl", "preserve", "clair"]
+Retention = Literal["", "static_ttl", "preserve", "clair", "belady"]
 Router = Literal[
     "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky",
     "sglang", "preble_e2", "conductor", "dynamo_kv", "llmd_score",

@@ -59,6 +59,7 @@ class Instance:
         self.programs = {} if programs is None else programs  # what they were served, at all instances
         self.config, self.step_time = config, step_time
         self.pool = make_pool(config.usable_blocks, config.block_size, config.prefix_caching)
+        self.pool.by_return = config.retention == "belady"
         self.tiers = Tiers(config.tiers, remote) if config.tiers else None
         self.plans: dict[int, tuple[int, Request]] = {}  # turn -> when its context is loaded, its prompt
         self.running: list[Request] = []  # admission order
@@ -330,13 +331,14 @@ class Instance:
             return None
         ttl_us = self._time_to_live(request)
         deadline_us = now_us + ttl_us if ttl_us > 0 else None
-        return Context(request.next_on_chain, request.owner, deadline_us, request.next_final_tokens)
+        returns_us = now_us + request.next_pause_us
+        return Context(request.next_on_chain, request.owner, deadline_us, request.next_final_tokens, returns_us)
 
     def _time_to_live(self, request: Request) -> float:
         config = self.config
         if config.retention == "preserve":
             return math.inf
-        if config.retention == "static_ttl":
+        if config.retention in ("static_ttl", "belady"):
             return config.ttl_us
         if config.retention == "clair":
             full_blocks = (request.prompt_tokens + request.output_tokens - 1) // config.block_size

@@ -155,6 +155,10 @@ class Variant:
         policy = policies.compose(
             self.scheduler, self.router, max_num_seqs=self.size.max_num_seqs, **ORDER_PARAMS.get(self.base, {})
         )
+        if "belady" in self.parts:  # with pins in some lanes: the order in which they are broken is its own too
+            retain = dataclasses.replace(policy.scheduler.spec.retain, ttl=_first_parameter_ms)
+            spec = dataclasses.replace(policy.scheduler.spec, retain=retain)
+            policy = dataclasses.replace(policy, scheduler=dataclasses.replace(policy.scheduler, spec=spec))
         if "prefetch" in self.parts:
             # A prediction that differs from lane to lane and that the reference knows: the last retention parameter.
             spec = dataclasses.replace(policy.scheduler.spec, offload=OffloadRule(returns_in=_returns_in))
@@ -273,7 +277,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         max_queue=draw.choice([0, 0, 1, 4]),
         timeouts_us=(0, draw.choice([0, 40, 200, 2000]) * LATTICE_US) if variant.timeouts else (0, 0),
         retention=rule,  # type: ignore[arg-type]
-        ttl_us=draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0,
+        ttl_us=_ttl_us(rule, draw),
         clair_price=draw.choice([0.001, 0.003, 0.01]) if rule == "clair" else 0.0,
         gate_fraction=_gate_fraction(parts, draw),
         gate_final="peak" in parts,
@@ -282,6 +286,12 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         **by_service,
         **admission,
     )
+
+
+def _ttl_us(rule: str, draw: random.Random) -> int:
+    if rule == "belady":
+        return draw.choice([0, 0, 10, 60]) * LATTICE_US
+    return draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0
 
 
 def _gate_fraction(parts: list[str], draw: random.Random) -> float:
@@ -458,10 +468,17 @@ def _admit_params(engine: EngineConfig) -> list[float]:
 
 def _retain_params(variant: Variant, engine: EngineConfig) -> list[float]:
     """As the retention rules take them."""
-    rule = {"static_ttl": [engine.ttl_us / 1000], "clair": [engine.clair_price]}.get(engine.retention, [])
+    ttl_ms = [engine.ttl_us / 1000]
+    rules = {"static_ttl": ttl_ms, "belady": ttl_ms, "clair": [engine.clair_price]}
+    rule = rules.get(engine.retention, [])
     if "prefetch" not in variant.parts or engine.tiers is None:
         return rule
     return [*rule, float(engine.tiers.returns_in_us)]
+
+
+def _first_parameter_ms(params, known, view: PauseView) -> jax.Array:
+    del known, view
+    return (params[0] * 1000.0).astype(jnp.int32)
 
 
 def _returns_in(params, known, view: PauseView) -> jax.Array:

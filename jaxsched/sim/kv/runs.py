@@ -29,6 +29,8 @@ UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
 CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
 #: ... and with memory tiers: end of the copy that needs the run (relative to the epoch), 1 while it comes into HBM.
 COPYING, LOADING = 9, 10
+#: ... and, last, where contexts are ranked (sim/worth.py): when the pause began (epoch, us), place in the order.
+NUM_RANK_FIELDS = 3
 #: Rows of `slots`.
 REGISTERED, OWN, GROUP, GROUP_BLOCKS = range(4)
 #: Columns of `scalars`.
@@ -39,6 +41,8 @@ NO_COPY = -(2**31)
 #: Eviction key of pinned runs: behind all stamps, the latest program first.
 PINNED_KEY = 2**30
 MOST_PROGRAMS = 2**28
+#: ... and of contexts that are ranked and not pinned. A context that has no rank yet goes after those that have one.
+RANKED_KEY, UNRANKED = 2**29, 2**20
 
 
 class RunTableState(struct.PyTreeNode):
@@ -46,7 +50,7 @@ class RunTableState(struct.PyTreeNode):
 
     #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
     #: turn (-1: none), program (row of its first turn; of graphs, of the chain's), end of its time to live (epoch, us),
-    #: 1 while pinned. With memory tiers two more, see `COPYING`.
+    #: 1 while pinned. With memory tiers two more, see `COPYING`; where contexts are ranked three.
     runs: Int[Array, "m f r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
@@ -55,6 +59,7 @@ class RunTableState(struct.PyTreeNode):
 def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     """An empty cache."""
     m, fields = static.num_instances, NUM_FIELDS + (NUM_TIER_FIELDS if static.tiered else 0)
+    fields += NUM_RANK_FIELDS if static.ranks else 0
     runs = jnp.zeros((m, fields, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED)
     return RunTableState(
         runs=runs.at[:, COPYING].set(NO_COPY) if static.tiered else runs,
@@ -72,6 +77,8 @@ class RunTable(KvCache):
         self.next, self.program, self.due_epoch, self.due_us, self.pinned = (runs[i] for i in range(4, NUM_FIELDS))
         if static.tiered:
             self.copying, self.loading = runs[COPYING], runs[LOADING]
+        if static.ranks:
+            self.since_epoch, self.since_us, self.rank = (runs[i] for i in range(-NUM_RANK_FIELDS, 0))
         self.registered, self.own, self.group, self.group_blocks = (slots[i] for i in range(4))
         self.unhashed, self.debt, self.clock, self.ahead = (scalars[i] for i in range(4))
         self.copies = self.overflow = jnp.bool_(False)
@@ -95,6 +102,7 @@ class RunTable(KvCache):
             self.chain, self.low, self.high, self.stamp,
             self.next, self.program, self.due_epoch, self.due_us, self.pinned,
             *([self.copying, self.loading] if self._static.tiered else []),
+            *([self.since_epoch, self.since_us, self.rank] if self._static.ranks else []),
         ])  # fmt: skip
         slots = jnp.stack([self.registered, self.own, self.group, self.group_blocks])
         scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.ahead])
@@ -112,7 +120,10 @@ class RunTable(KvCache):
             used &= self.copying == NO_COPY
         length = jnp.where(used, self.high - self.low, 0)
         key = self.stamp
-        if self._static.pins:
+        if self._static.ranks:  # those without a program that returns first, then the least worth
+            last = jnp.where(self.pinned > 0, PINNED_KEY, RANKED_KEY) + self.rank
+            key = jnp.where(self.next >= 0, last, key)
+        elif self._static.pins:
             key = jnp.where(self.pinned > 0, PINNED_KEY + MOST_PROGRAMS - self.program, key)
         self.high = self.high - take_oldest(key, length, owed)
         self.debt = jnp.zeros_like(owed)
@@ -327,6 +338,10 @@ class RunTable(KvCache):
         self.due_epoch = jnp.where(here, pin.due_epoch, self.due_epoch)
         self.due_us = jnp.where(here, pin.due_us, self.due_us)
         self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
+        if self._static.ranks:
+            self.since_epoch = jnp.where(here, pin.since[0], self.since_epoch)
+            self.since_us = jnp.where(here, pin.since[1], self.since_us)
+            self.rank = jnp.where(here, UNRANKED + (stamp & (UNRANKED - 1)), self.rank)
 
     def _owner(self, row: Int[Array, ""]) -> Int[Array, ""]:
         """Whose context a row's own chain is: the program's; in graphs of the row at which the chain began."""
