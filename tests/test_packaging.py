@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 #: The parts whoever embeds the simulator imports; config files and the command line are not among them.
-LIGHT_PACKAGES = ("sim", "timing", "workloads", "retention", "policies", "metrics", "simulation")
+LIGHT_PACKAGES = ("sim", "timing", "workloads", "retention", "policies", "metrics", "simulation", "checkpoint")
 #: What those parts must do without, importable or not.
 HEAVY = ("pydantic",)
 #: Distributions that are imported under another name.
