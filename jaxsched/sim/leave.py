@@ -273,7 +273,16 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
 
 
 def _book_program(event: Event, column: Int[Array, " 16"], ends: Bool[Array, ""]) -> None:
-    """Measurements of a program that ends with this turn."""
+    """Measurements of a program that ends with this turn, and what the retention rule learns from it."""
+    static, head = event.static, event.static.scheduler.retain
+    requests, row = event.requests, column[Col.REQUEST]
+    if static.retains and head is not None and head.completed is not None and requests.turn is not None:
+        turns = requests.turn[row] + 1
+        if static.graphs:  # the last to finish need not be the last of the table
+            assert requests.needed is not None
+            turns = requests.needed[requests.program[row]]
+        learned = head.completed(event.params.scheduler.retain, event.state.learned, turns, ends)
+        event.state = event.state.replace(learned=learned)
     measured = ends & (event.measured(column) > 0)
     jct = event.since(event.now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
     event.tally.count(Count.PROGRAMS_DONE, ends)

@@ -74,6 +74,8 @@ class RetainHead:
     returned: Callable[[Any, Array, Array, Array], Any] | None = None
     #: (known, wait in us, happened) -> known: a later turn whose context was gone was admitted after that wait.
     readmitted: Callable[[Any, Array, Array], Any] | None = None
+    #: (parameters, known, turns, happened) -> known: a program is done after so many turns.
+    completed: Callable[[Array, Any, Array, Array], Any] | None = None
     sees_pause: bool = False  # a bound: reads the true pause
     #: (parameters, known, view of all contexts) -> what each is worth (int32 or float32): the least is evicted first.
     #: None: unpinned contexts by release, like everything else; pinned ones the latest program first.
