@@ -6,9 +6,10 @@ ordered by (preempted first, pinned first, arrival of the program). A pin ends w
 program waits, when that turn is admitted, or under pressure: running requests take pinned blocks last, of the latest
 program first, and where nothing runs pins do not hold.
 
-Faithful: estimator, sources, order, pins that break by program. Simplified: eta stays at 1, its prior, unless `learn_eta` is
-1 (turns done and left of completed programs); Reload is the step-time model's prefill of the context; pins of blocked requests break only when nothing
-runs (the regime study found that better than breaking them whenever the head is blocked); no offload.
+Faithful: estimator, sources, order, pins that break by program. Simplified: eta stays at 1, its prior, unless
+`learn_eta` is 1 (then of the turns done and left of completed programs); Reload is the step-time model's prefill of the
+context; pins of blocked requests break only when nothing runs (the regime study found that better than breaking them
+whenever the head is blocked); no offload.
 
 `ttl`: the same times to live under another order (``get("pfcfs+ttl")`` is the paper's ablation without pinned first).
 `static_ttl`: one constant, the "+ static TTL" of the ablation. `preserve`: until the return (InferCept, Abhyankar et

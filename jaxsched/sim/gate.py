@@ -26,16 +26,15 @@ def gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
     static, kv = event.static, event.runs
     begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
     waiting_rows = jnp.where(view.waiting_mask, view.row, -2)
+    paused = kv.paused_rows(waiting_rows)  # (what waits is counted with its turn)
     if static.scheduler.gate_final:  # all as large as they will grow
         future = event.requests.foresight
         assert future is not None
         final = lambda rows: ceil_blocks(static, future.final_tokens[jnp.maximum(rows, 0)])
-        own, paused = final(view.row), kv.paused_rows(waiting_rows)
-        blocks = jnp.sum(jnp.where(begun, own, 0)) + jnp.sum(jnp.where(paused >= 0, final(paused), 0))
+        own, left = final(view.row), final(paused)
     else:
-        own = ceil_blocks(static, view.known_tokens)
-        blocks = jnp.sum(jnp.where(begun, own, 0)) + kv.paused_blocks()
-        blocks -= kv.blocks_of(waiting_rows)  # counted with the turns that wait for them
+        own, left = ceil_blocks(static, view.known_tokens), kv.high - kv.low
+    blocks = jnp.sum(jnp.where(begun, own, 0)) + jnp.sum(jnp.where(paused >= 0, left, 0))
     limit = event.params.scheduler.gate_fraction * event.params.usable_blocks[event.m].astype(jnp.float32)
     would_be = (blocks + own).astype(jnp.float32)
     return (would_be < limit) | (event.inst.running == 0)

@@ -29,13 +29,12 @@ UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
 CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
 #: ... and with memory tiers: end of the copy that needs the run (relative to the epoch), 1 while it comes into HBM.
 COPYING, LOADING = 9, 10
-#: ... and, last, where contexts are ranked (sim/worth.py): when the pause began (epoch, us), place in the order.
-NUM_RANK_FIELDS = 3
+#: ... and, last, where contexts are ranked (sim/worth.py), three: when the pause began (epoch, us), place in the order.
 #: Rows of `slots`.
 REGISTERED, OWN, GROUP, GROUP_BLOCKS = range(4)
 #: Columns of `scalars`.
 UNHASHED, DEBT, CLOCK, AHEAD = range(4)
-NUM_FIELDS, NUM_TIER_FIELDS = 9, 2
+NUM_FIELDS, NUM_TIER_FIELDS, NUM_RANK_FIELDS = 9, 2, 3
 #: `COPYING` of a run that no copy needs.
 NO_COPY = -(2**31)
 #: Eviction key of pinned runs: behind all stamps, the latest program first.
@@ -50,7 +49,7 @@ class RunTableState(struct.PyTreeNode):
 
     #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
     #: turn (-1: none), program (row of its first turn; of graphs, of the chain's), end of its time to live (epoch, us),
-    #: 1 while pinned. With memory tiers two more, see `COPYING`; where contexts are ranked three.
+    #: 1 while pinned; then what tiers and ranks add.
     runs: Int[Array, "m f r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
@@ -58,8 +57,8 @@ class RunTableState(struct.PyTreeNode):
 
 def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     """An empty cache."""
-    m, fields = static.num_instances, NUM_FIELDS + (NUM_TIER_FIELDS if static.tiered else 0)
-    fields += NUM_RANK_FIELDS if static.ranks else 0
+    m = static.num_instances
+    fields = NUM_FIELDS + NUM_TIER_FIELDS * static.tiered + NUM_RANK_FIELDS * static.ranks
     runs = jnp.zeros((m, fields, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED)
     return RunTableState(
         runs=runs.at[:, COPYING].set(NO_COPY) if static.tiered else runs,
@@ -165,11 +164,6 @@ class RunTable(KvCache):
         """Of each run that is the context of a program whose next turn is none of these: that turn; else -1."""
         waits = jnp.any(self.next[:, None] == rows[None, :], axis=1)
         return jnp.where((self.chain != UNUSED) & ~waits, self.next, -1)
-
-    def blocks_of(self, rows: Int[Array, " s"]) -> Int[Array, ""]:
-        """Idle blocks of the programs whose next turns these are."""
-        theirs = jnp.any((self.next[:, None] == rows[None, :]) & (self.next >= 0)[:, None], axis=1)
-        return jnp.sum(jnp.where(theirs & (self.chain != UNUSED), self.high - self.low, 0))
 
     def found_own(self, hit: Hit) -> Bool[Array, ""]:
         """Whether a lookup found anything of the own chain."""
@@ -339,8 +333,8 @@ class RunTable(KvCache):
         self.due_us = jnp.where(here, pin.due_us, self.due_us)
         self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
         if self._static.ranks:
-            self.since_epoch = jnp.where(here, pin.since[0], self.since_epoch)
-            self.since_us = jnp.where(here, pin.since[1], self.since_us)
+            since = zip(pin.since, (self.since_epoch, self.since_us), strict=True)
+            self.since_epoch, self.since_us = (jnp.where(here, new, old) for new, old in since)
             self.rank = jnp.where(here, UNRANKED + (stamp & (UNRANKED - 1)), self.rank)
 
     def _owner(self, row: Int[Array, ""]) -> Int[Array, ""]:
