@@ -139,7 +139,8 @@ def test_capacity_is_that_of_a_server_whose_capacity_is_known():
 def test_stability_of_programs_of_several_turns_is_that_of_whole_programs():
     """Ten turns of 4 steps of 25 ms, one at a time: 1 program per second, though turns only arrive as they are served.
 
-    (Of the turns that arrive at 1.5 times that rate 95 % are delivered, of the programs 67 %.)
+    (At 1.5 times that rate 95 % of the turns that arrive are delivered. Of the programs, which share the server turn by
+    turn, 42 % are done in the time: exp(-c) with 1.5 (1 - exp(-c)) = c.)
     """
     spec = SessionSpec(
         arrivals=Renewal(Exponential()), turns=Constant(10.0), first_prompt=Constant(1.0), new_tokens=Constant(1.0),
@@ -150,8 +151,8 @@ def test_stability_of_programs_of_several_turns_is_that_of_whole_programs():
         num_programs=300, max_paused_programs=512, prefix_cache="off",
     )  # fmt: skip
     fast, slow = (measure_rate(server, js.policies.get("vllm", max_num_seqs=1), rate, [0]) for rate in (1.5, 0.6))
-    assert 0.6 * 1.5 < fast["throughput"] < 0.75 * 1.5 and fast["backlog_slope"] > 0.3
-    assert slow["throughput"] > 0.97 * 0.6
+    assert 0.3 * 1.5 < fast["throughput"] < 0.75 * 1.5 and fast["backlog_slope"] > 0.3
+    assert slow["throughput"] > 0.95 * 0.6
 
 
 def test_the_timeline_ends_empty(recorded):
