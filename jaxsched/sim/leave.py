@@ -195,7 +195,7 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
     epoch, us = deadline(*event.stamp(event.now), ttl_us)
     none = jnp.int32(-1)
     ends = jnp.where(ttl_us > 0, epoch, none)
-    return Pin(jnp.where(goes_on, following, none), owner, ends, us, event.stamp(event.now), copy)
+    return Pin(jnp.where(goes_on, following, none), owner, ends, us, *event.stamp(event.now), copy)
 
 
 def has_expired(event: Event) -> Bool[Array, " s"]:

@@ -218,6 +218,8 @@ class Instance:
             self.noted["promoted"] += attained.promote(self.config, self.waiting, now_us)
         while (due := min(((t, row) for row, (t, _) in self.plans.items() if t <= now_us), default=None)) is not None:
             self._prefetch(self.plans.pop(due[1])[1], now_us)
+            self.pool.end_copies(now_us)  # it may have taken no time
+            self.pool.refresh_pins(now_us, self.waiting)
         call = Call(now_us, self.config.token_budget)
         SCHEDULERS[self.config.kind](self, call)
         if not call.scheduled and not call.preempted:

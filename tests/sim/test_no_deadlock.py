@@ -41,4 +41,4 @@ def test_nobody_is_locked_out_when_pins_fill_the_memory(variant: Variant, full_s
     # What was tried: memory ran out, and programs of several turns got through.
     seen = {"finished": int((fate == Fate.FINISHED).sum()), "preemptions": int(counts[:, Count.PREEMPTIONS].sum())}
     record_property("seen", seen)
-    assert seen["finished"] > 10 * LANES and seen["preemptions"] > LANES // 2, seen
+    assert seen["finished"] > 10 * LANES and seen["preemptions"] > LANES // 5, seen

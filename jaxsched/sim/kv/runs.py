@@ -333,7 +333,7 @@ class RunTable(KvCache):
         self.due_us = jnp.where(here, pin.due_us, self.due_us)
         self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
         if self._static.ranks:
-            since = zip(pin.since, (self.since_epoch, self.since_us), strict=True)
+            since = zip((pin.since_epoch, pin.since_us), (self.since_epoch, self.since_us), strict=True)
             self.since_epoch, self.since_us = (jnp.where(here, new, old) for new, old in since)
             self.rank = jnp.where(here, UNRANKED + (stamp & (UNRANKED - 1)), self.rank)
 
