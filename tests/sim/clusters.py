@@ -277,7 +277,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         max_queue=draw.choice([0, 0, 1, 4]),
         timeouts_us=(0, draw.choice([0, 40, 200, 2000]) * LATTICE_US) if variant.timeouts else (0, 0),
         retention=rule,  # type: ignore[arg-type]
-        ttl_us=_ttl_us(rule, draw),
+        ttl_us=_ttl_us(rule, draw, "prefetch" in parts),
         clair_price=draw.choice([0.001, 0.003, 0.01]) if rule == "clair" else 0.0,
         gate_fraction=_gate_fraction(parts, draw),
         gate_final="peak" in parts,
@@ -288,9 +288,11 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
     )
 
 
-def _ttl_us(rule: str, draw: random.Random) -> int:
+def _ttl_us(rule: str, draw: random.Random, prefetch: bool) -> int:
     if rule == "belady":
         return draw.choice([0, 0, 10, 60]) * LATTICE_US
+    if rule == "static_ttl" and prefetch:  # mostly short, or nothing is lost in a pause
+        return draw.choice([1, 1, 1, 60]) * LATTICE_US
     return draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0
 
 
@@ -306,7 +308,11 @@ def _random_tiers(variant: Variant, draw: random.Random, on_lattice: bool) -> Ti
     tiers = random_tiers(pool_blocks, variant.tiers == "remote", draw, LATTICE_US if on_lattice else 0)
     if "prefetch" not in variant.parts:
         return tiers
-    return dataclasses.replace(tiers, returns_in_us=draw.choice([-1, 1, 10, 60, 250]) * LATTICE_US)
+    if draw.random() < 0.8:  # contexts are not lost, nor is what is expected
+        tiers = dataclasses.replace(
+            tiers, host_blocks=draw.choice([pool_blocks // 3, 4 * pool_blocks]), overlap=True, on_pause=True
+        )
+    return dataclasses.replace(tiers, returns_in_us=draw.choice([-1, 10, 30, 60, 120, 250]) * LATTICE_US)
 
 
 def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) -> Workload:

@@ -56,7 +56,7 @@ def _assert_exercised(variant: Variant, seen: Counter[str], num_lanes: int) -> N
     if variant.parts != ["gate"]:
         at_least |= {"pinned_block_taken": 10, "kept_out_by_pins": 10}
     if "belady" in variant.parts:
-        at_least |= {"context_block_taken": 300}
+        at_least |= {"context_block_taken": 100}
     if {"gate", "peak"} & set(variant.parts):
         at_least["kept_out_by_gate"] = 500
     assert {name: seen[name] for name, least in at_least.items() if seen[name] < least} == {}
