@@ -20,14 +20,18 @@ _PUBLIC = {
     "UserError": "jaxsched.errors",
     "compare": "jaxsched.comparison",
     "load": "jaxsched.scenario",
+    "make": "jaxsched.envs",
+    "register": "jaxsched.envs",
+    "registered_envs": "jaxsched.envs",
     "rollout": "jaxsched.simulation",
     "rollouts": "jaxsched.simulation",
 }
-_MODULES = ("policies", "timing", "workloads", "sim", "metrics", "stats")
+_MODULES = ("envs", "policies", "timing", "workloads", "sim", "metrics", "stats")
 
 if TYPE_CHECKING:
-    from jaxsched import policies, timing, workloads
+    from jaxsched import envs, policies, timing, workloads
     from jaxsched.comparison import compare
+    from jaxsched.envs import make, register, registered_envs
     from jaxsched.errors import UserError
     from jaxsched.scenario import Scenario, SloClass, load
     from jaxsched.simulation import rollout, rollouts
@@ -38,8 +42,12 @@ __all__ = [
     "UserError",
     "__version__",
     "compare",
+    "envs",
     "load",
+    "make",
     "policies",
+    "register",
+    "registered_envs",
     "rollout",
     "rollouts",
     "timing",
