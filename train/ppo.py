@@ -254,8 +254,9 @@ def targets(
         metrics[f"constraint/{constraint.cost}/multiplier"] = pid.multiplier[index]
     floats = [x for x in jax.tree.leaves(steps.obs) if jnp.issubdtype(x.dtype, jnp.floating)]
     watched = {
-        "observation": floats, "values": [steps.value, steps.last_value], "reward": [steps.reward], "costs": [steps.costs], "dt_s": [steps.dt_s], "advantages": [every],
-        "log_probabilities": [*steps.log_prob.values()],
+        "observation": floats, "values": [steps.value, steps.last_value], "reward": [steps.reward],
+        "costs": [steps.costs], "dt_s": [steps.dt_s], "log_probabilities": [*steps.log_prob.values()],
+        "advantages": [every],
     }  # fmt: skip
     metrics |= {f"nonfinite/{name}": mean_of(nonfinite(leaves)) for name, leaves in watched.items()}
     return advantage / deviation, (goal - shift) / scale, state, metrics
