@@ -1,6 +1,6 @@
 """Imitation: behaviour cloning, and DAgger from any expert (docs/learning.md, section 5).
 
-The learner (or, with probability `expert_share`, the expert: one draw a lane and iteration) acts; the expert says what it
+The learner (or, with probability `share`, the expert: one draw a lane and iteration) acts; the expert says what it
 would have done in every state that is visited; the network is made to find that likely: Plackett-Luce likelihood of the
 first `num_picks` of the expert's order, cross-entropy for choices. With a share of 1 throughout this is behaviour
 cloning, which only knows the expert's states; DAgger (Ross, Gordon and Bagnell 2011) lets the share fall. Every
@@ -197,7 +197,13 @@ def update(
 
 
 def bc(
-    env: Any, policy: Policy, expert: Expert, network: dict[str, Any], static: BcStatic, hyper: BcHyper
+    env: Any,
+    policy: Policy,
+    expert: Expert,
+    network: dict[str, Any],
+    static: BcStatic,
+    hyper: BcHyper,
+    sizes: dict[str, Any],
 ) -> Algorithm:
     """Imitation as the training loop wants it."""
     return Algorithm(
@@ -207,6 +213,7 @@ def bc(
         hyper=hyper,
         params=lambda state: state.params,
         network=network,
+        sizes=sizes,
         decisions=static.num_lanes * static.num_steps,
         headline="loss",
     )

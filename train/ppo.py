@@ -374,7 +374,9 @@ def _decided(policy: Policy, steps: Steps) -> Array:
     return jnp.any(jnp.stack(masks), axis=0)
 
 
-def ppo(env: Any, policy: Policy, network: dict[str, Any], static: PpoStatic, hyper: PpoHyper) -> Algorithm:
+def ppo(
+    env: Any, policy: Policy, network: dict[str, Any], static: PpoStatic, hyper: PpoHyper, sizes: dict[str, Any]
+) -> Algorithm:
     """PPO as the training loop wants it."""
     if static.constraints:
         constraint_columns(static.constraints, env.cost_names)
@@ -385,5 +387,6 @@ def ppo(env: Any, policy: Policy, network: dict[str, Any], static: PpoStatic, hy
         hyper=hyper,
         params=lambda state: state.params,
         network=network,
+        sizes=sizes,
         decisions=static.num_lanes * static.num_steps,
     )

@@ -4,7 +4,7 @@ K members of a group meet the same arrivals, lengths and pauses (common random n
 their actions, so the mean of the OTHERS is a baseline that knows the workload (RLOO: Kool, van Hoof and Welling 2019;
 the same without the own reward left in, GRPO's form, is biased by (K - 1)/K, and divided by the group's deviation it
 weighs groups wrongly: sheet 2a). Time-aligned, the baseline of a decision is the others' cost-to-go at the same
-simulated time (input-dependent baselines: Mao et al. 2019). ReMax (Li et al. 2024) takes the greedy policy's run instead.
+simulated time (input-dependent baselines: Mao et al. 2019). ReMax (Li et al. 2024) takes the greedy policy's run.
 
 One iteration: every group begins a new episode, `num_steps` decisions, one or two clipped epochs. No critic: good for
 objectives without a reward per step, and where a critic lags behind.
@@ -229,7 +229,6 @@ def update(
     """One iteration: new workloads, runs, advantages, epochs."""
     key, here = jax.random.split(state.key)
     steps, advantage, counts, to_go = collect_groups(env, policy, static, state.params, here, hyper)
-    # A decision counts with the discount of its own time since the start, as the objective does.
     advantage = jnp.where(counts, advantage.reshape(counts.shape), 0.0)
     decided = steps.decided & counts
     steps = steps.replace(decided=decided)
@@ -285,7 +284,9 @@ def update(
     return state, metrics
 
 
-def rloo(env: Any, policy: Policy, network: dict[str, Any], static: RlooStatic, hyper: RlooHyper) -> Algorithm:
+def rloo(
+    env: Any, policy: Policy, network: dict[str, Any], static: RlooStatic, hyper: RlooHyper, sizes: dict[str, Any]
+) -> Algorithm:
     """Critic-free groups as the training loop wants them."""
     return Algorithm(
         name="rloo",
@@ -294,5 +295,6 @@ def rloo(env: Any, policy: Policy, network: dict[str, Any], static: RlooStatic, 
         hyper=hyper,
         params=lambda state: state.params,
         network=network,
+        sizes=sizes,
         decisions=static.num_groups * (static.group_size + (static.baseline == "remax")) * static.num_steps,
     )
