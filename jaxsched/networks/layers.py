@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxsched.networks.plackett_luce import NEGATIVE
+
+#: First bias of a GRU's update gate: sigmoid(2) = 0.88 of the state stays at each step.
+KEEP_BIAS = 2.0
 
 
 def dense(features: int, scale: float = math.sqrt(2.0), name: str | None = None) -> nn.Dense:
@@ -61,6 +65,15 @@ class AttentionBlock(nn.Module):
         return x + dense(self.width, 0.1, "down")(nn.relu(dense(2 * self.width, name="up")(normed)))
 
 
+def _keep_first(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Biases of a GRU's gates (reset, update, new) that keep the state at first: a bit shown long ago is still there.
+
+    The same as a forget gate's positive bias (Gers, Schmidhuber and Cummins 2000).
+    """
+    del key
+    return jnp.repeat(jnp.asarray([0.0, KEEP_BIAS, 0.0], dtype), shape[0] // 3)
+
+
 class Gru(nn.Module):
     """A gated recurrent unit (Cho et al. 2014) over the first axis; its carry is set to zero where an episode starts.
 
@@ -73,7 +86,9 @@ class Gru(nn.Module):
     def __call__(
         self, x: Float[Array, "*tb f"], carry: Float[Array, "*b d"], start: Bool[Array, "*tb"]
     ) -> tuple[Float[Array, "*tb d"], Float[Array, "*b d"]]:
-        gates_in = dense(3 * self.width, 1.0, "input")(x)
+        gates_in = nn.Dense(
+            3 * self.width, kernel_init=nn.initializers.orthogonal(1.0), bias_init=_keep_first, name="input"
+        )(x)
         kernel = self.param("recurrent", nn.initializers.orthogonal(1.0), (self.width, 3 * self.width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
 
