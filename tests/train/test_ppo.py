@@ -37,12 +37,15 @@ def trainer(env, policy, static):
 def test_the_first_update_starts_at_ratios_of_one_with_memory_pieces_and_resets():
     """Log-probabilities from acting one step at a time are those of the unrolled pieces with their stored memory."""
     policy = policy_for(QUEUE, recurrent=True)
-    params_of_env = QUEUE.default_params.replace(max_steps_in_episode=jnp.int32(21))
+    params_of_env = QUEUE.default_params.replace(
+        arrival_rate=jnp.asarray([3.0, 3.0]), service_rate=jnp.asarray([6.0, 4.0]), max_steps_in_episode=jnp.int32(21)
+    )  # busy: many decisions
 
     def gap(key):
         keys = jax.random.split(key, 16)
         lanes = start_lanes(QUEUE, policy, keys, params_of_env)
-        params = jax.tree.map(lambda x: 30.0 * x, policy.init(key, lanes.obs))  # far from uniform
+        params = policy.init(key, lanes.obs)
+        params["head_order"]["kernel"] *= 300.0  # far from uniform
         _, steps = collect(QUEUE, policy, params, lanes, 64, params_of_env, keys, keys)
         data = jax.tree.map(lambda x: sequences(x, 16), steps)
         outputs, _, _ = policy.unroll(params, data.obs, data.carry[0], data.start)
