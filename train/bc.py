@@ -24,7 +24,7 @@ from jaxsched.networks import evaluate, sample
 from jaxsched.networks.heads import legal
 from jaxsched.networks.plackett_luce import ranks
 from train.algorithm import Algorithm
-from train.rollout import Lanes, Policy, sequences, start_lanes
+from train.rollout import Lanes, Policy, sequences, start_lanes, step_lanes
 from train.running import clip_by_norm, nonfinite
 from train.schedules import schedule
 
@@ -139,8 +139,8 @@ def collect(
         lesson = Lesson(
             lanes.obs, lanes.carry, lanes.start, right, first_picks(policy, lanes.obs, right, static.num_picks)
         )  # fmt: skip
-        obs, env_state, reward, terminated, truncated, info = jax.vmap(env.step, (0, 0, 0, None))(
-            keys[2], lanes.env_state, action, hyper.env
+        obs, env_state, reward, terminated, truncated, info = step_lanes(
+            env, keys[2], lanes.env_state, action, hyper.env
         )
         done = terminated | truncated
         return Lanes(env_state, obs, jnp.where(done[:, None], 0.0, carry), done), (lesson, reward, info["dt_s"])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsched.envs.base import check_action, select
 from jaxsched.networks import HeadSpec, evaluate, greedy, sample
 
 
@@ -96,7 +97,7 @@ def collect(
     """Let every lane make `num_steps` decisions; episodes that end are followed by new ones.
 
     Args:
-        env: environment; its `step` begins a new episode where one ends.
+        env: environment; where an episode ends a new one begins.
         policy: network.
         params: its parameters.
         lanes: where the lanes stand.
@@ -114,9 +115,8 @@ def collect(
             action = greedy(policy.heads, outputs, lanes.obs)
         else:
             action = jax.vmap(sample, (0, None, 0, 0))(act, policy.heads, outputs, lanes.obs)
-        obs, env_state, reward, terminated, truncated, info = jax.vmap(env.step, (0, 0, 0, None))(
-            world, lanes.env_state, action, env_params
-        )
+        stepped = step_lanes(env, world, lanes.env_state, action, env_params)
+        obs, env_state, reward, terminated, truncated, info = stepped
         tokens = evaluate(policy.heads, outputs, lanes.obs, action, info["executed"])
         cut = truncated & ~terminated
         # Under vmap over seeds this is computed always; else only where an episode was cut.
@@ -135,6 +135,27 @@ def collect(
         return Lanes(env_state, obs, jnp.where(done[:, None], 0.0, carry), done), record
 
     return jax.lax.scan(step, lanes, jnp.arange(num_steps, dtype=jnp.int32))
+
+
+def step_lanes(env: Any, keys: Array, env_state: Any, action: dict[str, Array], env_params: Any) -> tuple[Any, ...]:
+    """`env.step` of every lane, except that new episodes are only made in steps in which some lane needs one.
+
+    Under a further `vmap` (over seeds, say) a condition is no branch, and every lane is reset in every step.
+    """
+
+    def one(key: Array, env_state: Any, action: dict[str, Array]) -> tuple[Any, ...]:
+        return env.step_env(key, env_state, check_action(env, action), env_params)
+
+    obs, env_state, reward, terminated, truncated, info = jax.vmap(one)(keys, env_state, action)
+    done = terminated | truncated
+
+    def begin() -> tuple[Any, Any]:
+        fresh = jax.vmap(env.reset_env, (0, None))(keys, env_params)
+        return jax.vmap(select)(done, fresh, (obs, env_state))
+
+    info = {**info, "final_observation": obs}
+    obs, env_state = jax.lax.cond(jnp.any(done), begin, lambda: (obs, env_state))
+    return obs, env_state, reward, terminated, truncated, info
 
 
 def heads_of(env: Any, kinds: dict[str, str] | None = None) -> tuple[HeadSpec, ...]:

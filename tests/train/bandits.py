@@ -19,6 +19,7 @@ class BanditParams(struct.PyTreeNode):
     reward: jax.Array
     cost: jax.Array
     noise: jax.Array  # deviation of a term that the workload adds to every reward
+    is_cut: jax.Array  # the episode is truncated after its step instead of being over
     max_steps_in_episode: jax.Array
 
 
@@ -29,12 +30,11 @@ class Bandit(Environment[jax.Array, BanditParams]):
     name: ClassVar[str] = "Bandit-v0"
     cost_names: ClassVar[tuple[str, ...]] = ("toll",)
     num_arms: int = 2
-    is_cut: bool = False  # the episode is truncated after its step, not over
 
     @property
     def default_params(self):
         arms = jnp.linspace(0.0, 1.0, self.num_arms)
-        return BanditParams(arms, jnp.zeros(self.num_arms), jnp.float32(0.0), jnp.int32(1))
+        return BanditParams(arms, jnp.zeros(self.num_arms), jnp.float32(0.0), jnp.bool_(False), jnp.int32(1))
 
     def action_space(self, params=None):
         return {"arm": Discrete(self.num_arms)}
@@ -54,4 +54,4 @@ class Bandit(Environment[jax.Array, BanditParams]):
             "num_executed": jnp.int32(0), "costs": params.cost[arm].reshape(1),
         }  # fmt: skip
         reward = params.reward[arm] + params.noise * state
-        return obs, state, reward, jnp.bool_(not self.is_cut), jnp.bool_(self.is_cut), info
+        return obs, state, reward, ~params.is_cut, params.is_cut, info

