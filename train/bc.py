@@ -59,8 +59,7 @@ class BcStatic:
                             where="bc", expected="num_lanes to be a multiple of num_minibatches")  # fmt: skip
 
 
-@struct.dataclass
-class BcHyper:
+class BcHyper(struct.PyTreeNode):
     """Traced settings.
 
     Attributes:
@@ -77,8 +76,7 @@ class BcHyper:
     max_grad_norm: Array | float = 1.0
 
 
-@struct.dataclass
-class BcState:
+class BcState(struct.PyTreeNode):
     """The whole learner."""
 
     params: Any
@@ -88,8 +86,7 @@ class BcState:
     iteration: Array
 
 
-@struct.dataclass
-class Lesson:
+class Lesson(struct.PyTreeNode):
     """States and the expert's decisions there; leaves are [t, b, ...]."""
 
     obs: Any

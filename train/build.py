@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -114,7 +115,7 @@ def _rloo(config: TrainConfig, algo: RlooConfig, env: Any, env_params: Any, head
         num_groups=algo.num_groups, group_size=algo.group_size, num_steps=algo.num_steps, num_epochs=algo.num_epochs,
         num_iterations=config.run.num_iterations, baseline=algo.baseline, schedule=algo.schedule,
     )  # fmt: skip
-    beta = jnp.log(2.0) / algo.half_life_s if algo.half_life_s else 0.0
+    beta = math.log(2.0) / algo.half_life_s if algo.half_life_s else 0.0
     hyper = RlooHyper(
         env=env_params,
         **_traced(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsched.checkpoint import versions
@@ -29,7 +30,7 @@ def flatten(state: Any) -> dict[str, np.ndarray]:
 
 
 def _plain(leaf: Any) -> np.ndarray:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
 
@@ -173,7 +174,7 @@ class Checkpoints:
 
 def _zeros(leaf: Any) -> Any:
     """An array like an abstract leaf (keys as keys)."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return (
             leaf
             if isinstance(leaf, jax.Array)
@@ -184,6 +185,6 @@ def _zeros(leaf: Any) -> Any:
 
 def _like(array: np.ndarray, leaf: Any) -> Any:
     """A stored array as the leaf it stands for."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(array)
-    return jax.numpy.asarray(array)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array))
+    return jnp.asarray(array)

@@ -34,8 +34,7 @@ class Constraint:
     per: str = ""
 
 
-@struct.dataclass
-class PidGains:
+class PidGains(struct.PyTreeNode):
     """Gains (traced).
 
     Attributes:
@@ -55,8 +54,7 @@ class PidGains:
     decay: Float[Array, ""] | float = 0.9
 
 
-@struct.dataclass
-class PidState:
+class PidState(struct.PyTreeNode):
     """What the controller remembers.
 
     Attributes:

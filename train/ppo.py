@@ -81,8 +81,7 @@ class PpoStatic:
         return self.num_iterations * self.num_epochs * self.num_minibatches
 
 
-@struct.dataclass
-class PpoHyper:
+class PpoHyper(struct.PyTreeNode):
     """Traced settings.
 
     Attributes:
@@ -118,8 +117,7 @@ class PpoHyper:
     gains: PidGains = struct.field(default_factory=lambda: PidGains(limit=jnp.zeros(0, jnp.float32)))
 
 
-@struct.dataclass
-class PpoState:
+class PpoState(struct.PyTreeNode):
     """The whole learner.
 
     Attributes:
@@ -222,7 +220,7 @@ def targets(
     num_decided = jnp.maximum(mean_of(jnp.sum(decided)), 1e-6)
     centre = mean_of(jnp.sum(jnp.where(decided, advantage, 0.0))) / num_decided
     advantage = jnp.where(decided, advantage - centre, 0.0)
-    tokens = sum(jnp.sum(_token_mask(policy, steps, head.name)) for head in policy.heads)
+    tokens = jnp.sum(jnp.stack([jnp.sum(_token_mask(policy, steps, head.name)) for head in policy.heads]))
     elapsed = mean_of(jnp.sum(steps.dt_s))
     state = state.replace(
         advantage_square=state.advantage_square.push(mean_of(jnp.sum(advantage**2)) / num_decided, hyper.decay),

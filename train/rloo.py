@@ -69,8 +69,7 @@ class RlooStatic:
             raise UserError("group_size is 1", where="rloo", expected="2 or more: the baseline is the others' mean")
 
 
-@struct.dataclass
-class RlooHyper:
+class RlooHyper(struct.PyTreeNode):
     """Traced settings; those that PPO has too mean the same there (`train.ppo.PpoHyper`)."""
 
     env: Any
@@ -86,8 +85,7 @@ class RlooHyper:
     decay: Array | float = 0.9
 
 
-@struct.dataclass
-class RlooState:
+class RlooState(struct.PyTreeNode):
     """The whole learner (`train.ppo.PpoState` says what the fields are)."""
 
     params: Any

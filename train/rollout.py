@@ -24,8 +24,7 @@ class Policy(Protocol):
     def unroll(self, params: Any, obs: Any, carry: Array, start: Array) -> tuple[dict[str, Array], Array, Array]: ...
 
 
-@struct.dataclass
-class Lanes:
+class Lanes(struct.PyTreeNode):
     """Where each of b lanes stands between two decisions.
 
     Attributes:
@@ -41,8 +40,7 @@ class Lanes:
     start: Bool[Array, " b"]
 
 
-@struct.dataclass
-class Steps:
+class Steps(struct.PyTreeNode):
     """t decisions of b lanes. Leaves are [t, b, ...].
 
     Attributes:

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-5, 10.0
 
 
-@struct.dataclass
-class Running:
+class Running(struct.PyTreeNode):
     """Exponential moving averages, exact from the first value on (as Adam corrects its moments).
 
     Attributes:

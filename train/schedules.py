@@ -15,6 +15,8 @@ uba with phi = 2 is cosine; a smaller phi stays high longer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
@@ -58,7 +60,7 @@ def schedule(
     factor(name, jnp.float32(0.0), phi)
     rising = max(1.0, warmup * num_updates) if warmup > 0 else 0.0
 
-    def rate(count: Array | int) -> Array:
+    def rate(count: Any) -> Array:
         step = jnp.asarray(count, jnp.float32)
         if not rising:
             return peak * factor(name, step / num_updates, phi)

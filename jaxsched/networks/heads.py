@@ -58,8 +58,7 @@ class HeadSpec:
             raise UserError(f"kind {self.kind!r} takes no num_choices", where=where, expected="0")
 
 
-@struct.dataclass
-class Tokens:
+class Tokens(struct.PyTreeNode):
     """Elementary choices of one head; T of them at most, those with `mask` really made.
 
     Attributes:

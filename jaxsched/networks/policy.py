@@ -180,7 +180,7 @@ class SetPolicy:
         """Head outputs, values and the next carry for one observation."""
         start = jnp.zeros((1, *obs.item_mask.shape[:-1]), jnp.bool_)
         obs = jax.tree.map(lambda x: x[None], obs)
-        outputs, values, carry = SetNetwork(self.config).apply({"params": params}, obs, carry, start)  # type: ignore
+        outputs, values, carry = self.unroll(params, obs, carry, start)
         return {name: x[0] for name, x in outputs.items()}, values[0], carry
 
     def unroll(
