@@ -181,7 +181,8 @@ def heads_of(env: Any, kinds: dict[str, str] | None = None) -> tuple[HeadSpec, .
     for name, space in spaces.items():
         choices = getattr(space, "n", 0)
         kind = kinds.get(name) or ("order" if not choices else "item" if space.shape else "choice")
-        heads.append(HeadSpec(name, kind, choices if kind in WITH_CHOICES else 0))
+        picks = min(getattr(env, "burst", 0), *space.shape) if kind == "order" else 0  # a micro-step admits one at most
+        heads.append(HeadSpec(name, kind, choices if kind in WITH_CHOICES else 0, picks))
     return tuple(heads)
 
 

@@ -40,6 +40,8 @@ WITH_CHOICES = ("item", "choice", "per_instance")
 class HeadSpec:
     """One learned decision: its name in actions and masks, its kind, and its number of choices where the kind has one.
 
+    `max_picks` (order only): picks that one step can execute; fewer tokens are less to compute. 0: any number.
+
     Raises:
         UserError: an unknown kind, or a number of choices that the kind does not have or that is missing.
     """
@@ -47,6 +49,7 @@ class HeadSpec:
     name: str
     kind: str
     num_choices: int = 0
+    max_picks: int = 0
 
     def __post_init__(self) -> None:
         where = f"head {self.name!r}"
@@ -56,6 +59,8 @@ class HeadSpec:
             raise UserError(f"num_choices is {self.num_choices}", where=where, expected="at least 1")
         if self.kind not in WITH_CHOICES and self.num_choices:
             raise UserError(f"kind {self.kind!r} takes no num_choices", where=where, expected="0")
+        if self.max_picks < 0 or (self.max_picks and self.kind != "order"):
+            raise UserError(f"max_picks is {self.max_picks}", where=where, expected="0, or for an order 1 or more")
 
 
 class Tokens(struct.PyTreeNode):
@@ -131,14 +136,14 @@ def evaluate(
         executed: rank of each item that the engine took by the order head in this step (0 first), -1 for the others.
 
     Returns:
-        Head name -> its tokens: N of them for an order (pick by pick), else one for each choice (at least one).
+        Head name -> its tokens: for an order N or `max_picks` (pick by pick), else one for each choice (at least one).
     """
     tokens = {}
     for head in heads:
         logits = outputs[head.name]
         mask = legal(head, obs, logits)
         if head.kind == "order":
-            log_prob, is_pick, entropy, log_choices = executed_picks(logits, mask, executed)
+            log_prob, is_pick, entropy, log_choices = executed_picks(logits, mask, executed, head.max_picks)
             made = is_pick & (log_choices > 0)
         else:
             log_prob, entropy, log_choices = _categorical(logits, mask, action[head.name])

@@ -20,22 +20,22 @@ NEGATIVE = -1e9
 
 
 def executed_picks(
-    scores: Float[Array, "*b n"], available: Bool[Array, "*b n"], rank: Int[Array, "*b n"]
-) -> tuple[Float[Array, "*b n"], Bool[Array, "*b n"], Float[Array, "*b n"], Float[Array, "*b n"]]:
+    scores: Float[Array, "*b n"], available: Bool[Array, "*b n"], rank: Int[Array, "*b n"], num_picks: int = 0
+) -> tuple[Float[Array, "*b k"], Bool[Array, "*b k"], Float[Array, "*b k"], Float[Array, "*b k"]]:
     """Each executed pick as a choice among the items that were left when it was made.
 
     Args:
         scores: score of each item; what stands in slots that are not available does not matter.
         available: items that could be picked.
         rank: 0 for the item executed first, 1 for the next, ...; -1 for items that were not executed.
+        num_picks: picks to count; later ones are left out, which is exact for those before. 0: all.
 
     Returns:
         For pick number j = 0, 1, ... (along the last axis): log-probability of the pick, whether there was a j-th
         pick, entropy in nats of that choice (given the picks before it), and log of the number of items left.
     """
-    num_slots = scores.shape[-1]
-    executed = (rank >= 0) & available
-    position = jnp.arange(num_slots, dtype=jnp.int32)
+    position = jnp.arange(num_picks or scores.shape[-1], dtype=jnp.int32)
+    executed = (rank >= 0) & (rank < position.shape[0]) & available
     # Executed items in the order of their execution; no sort and no scatter, both of which XLA does slowly on a CPU.
     chosen = executed[..., None, :] & (rank[..., None, :] == position[:, None])  # [*b, pick, item]
     is_pick = jnp.any(chosen, axis=-1)

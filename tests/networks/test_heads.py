@@ -56,6 +56,9 @@ def test_only_the_executed_prefix_counts_and_each_pick_is_a_choice_among_those_l
     np.testing.assert_allclose(np.exp(log_left[:k]), int(available.sum()) - np.arange(k), rtol=1e-6)
     assert list(is_pick) == [True] * k + [False] * (6 - k)
     assert not np.any(log_prob[k:]) and not np.any(entropy[k:])
+    two = picks(scores, available, rank_of(order, 6), 2)  # the first two alone
+    for every, first in zip((log_prob, is_pick, entropy, log_left), two, strict=True):
+        np.testing.assert_allclose(first, every[:2], rtol=1e-5, atol=1e-6)
 
 
 def test_gumbel_noise_on_the_scores_draws_orders_with_their_probabilities():
