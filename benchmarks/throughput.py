@@ -8,8 +8,8 @@ checked, not assumed: the arrival rate is `--load` times the capacity measured f
 Slots per instance are what a rollout at that rate begins with; where a lane needs more, the row is measured with more.
 
 ``--preset agents_tier --rate 0.025 --policy vllm+offload+program_sticky --lanes 16 --requests 1500 --warm-calls 150``
-is the case of agents: 4 instances with about 256 live programs together, prefix cache and host tier. Turns are counted as requests; CPU time on one core says what one
-core does.
+is the case of agents: 4 instances with about 256 live programs together, prefix cache and host tier. Turns are counted
+as requests; CPU time on one core (``--cpu-time --devices 1``) says what one core does.
 """
 
 from __future__ import annotations
