@@ -475,7 +475,10 @@ def _admit_params(engine: EngineConfig) -> list[float]:
 def _retain_params(variant: Variant, engine: EngineConfig) -> list[float]:
     """As the retention rules take them."""
     ttl_ms = [engine.ttl_us / 1000]
-    rules = {"static_ttl": ttl_ms, "belady": ttl_ms, "clair": [engine.clair_price]}
+    rules = {
+        "static_ttl": ttl_ms, "belady": ttl_ms, "clair": [engine.clair_price],
+        "gittins_index": [0.1, 100.0],  # price, mean tokens of a context (the reference does not have this rule)
+    }  # fmt: skip
     rule = rules.get(engine.retention, [])
     if "prefetch" not in variant.parts or engine.tiers is None:
         return rule
