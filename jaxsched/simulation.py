@@ -257,13 +257,7 @@ def run_lanes(
     """
     num_lanes = len(lanes.first_program)
     devices = min(num_devices or len(jax.local_devices()), num_lanes)
-    lanes = _pad_lanes(lanes, -num_lanes % devices)
-    if devices > 1:
-        lanes = dataclasses.replace(
-            lanes,
-            params=_place(lanes.params, lanes.param_axes, devices),
-            requests=_place(lanes.requests, lanes.request_axes, devices),
-        )
+    lanes = place_lanes(_pad_lanes(lanes, -num_lanes % devices), devices)
     shown = 0
 
     def show(settled: int) -> None:
@@ -278,10 +272,15 @@ def run_lanes(
 
 
 def _run_once(
-    static: SimStatic, lanes: Lanes, devices: int, num_lanes: int, show: Callable[[int], None]
+    static: SimStatic,
+    lanes: Lanes,
+    devices: int,
+    num_lanes: int,
+    show: Callable[[int], None],
+    native_loop: bool | None = None,
 ) -> tuple[State, Trajectory] | SimStatic:
     """`run_lanes` with tables as `static` has them, or larger ones to try again with once a lane is short of room."""
-    start, chunk = programs(static, lanes, devices)
+    start, chunk = programs(static, lanes, devices, native_loop)
     epoch, us = split_us(lanes.start_us)
     params, requests = lanes.params, lanes.requests
     state = start(params, requests, jnp.asarray(lanes.first_program, jnp.int32), jnp.asarray(epoch), jnp.asarray(us))
@@ -306,6 +305,17 @@ def _larger(static: SimStatic, flags: int) -> SimStatic | None:
     if flags & Flag.CACHE_ENTRIES and static.prefix_cache == "runs" and static.cache_entries < MOST_RUNS:
         larger = dataclasses.replace(larger, cache_entries=2 * static.cache_entries)
     return None if larger is static else larger
+
+
+def place_lanes(lanes: Lanes, num_devices: int) -> Lanes:
+    """The lanes on the devices that they are split over, as `programs` takes them."""
+    if num_devices == 1:
+        return lanes
+    return dataclasses.replace(
+        lanes,
+        params=_place(lanes.params, lanes.param_axes, num_devices),
+        requests=_place(lanes.requests, lanes.request_axes, num_devices),
+    )
 
 
 def _place(tree: Any, axes: Any, num_devices: int) -> Any:

@@ -96,6 +96,8 @@ def queue_view(event: Event) -> QueueView:
         row=row,
         program=program,
         first_turn_mask=program == row,
+        turn=jnp.zeros_like(row) if event.requests.turn is None else event.requests.turn[row],
+        first_prompt_tokens=event.requests.prompt_tokens[program],
         preempted_mask=columns[:, Col.PREEMPTIONS] > 0,
         pinned_mask=event.runs.is_pinned(row) if static.retains else jnp.zeros_like(slots.order, bool),
         waiting_mask=slots.order == WAITING,
@@ -124,6 +126,8 @@ def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
     waiting_rows = jnp.where(view.waiting_mask, view.row, -2)
     blocks -= kv.blocks_of(waiting_rows)  # counted with the turns that wait for them
     limit = event.params.scheduler.gate_fraction * event.params.usable_blocks[event.m].astype(jnp.float32)
+    if static.scheduler.gate_share is not None:
+        limit = limit * static.scheduler.gate_share(event.params.scheduler.weights, view)
     would_be = (blocks + ceil_blocks(static, view.known_tokens)).astype(jnp.float32)
     return (would_be < limit) | (event.inst.running == 0)
 
@@ -176,7 +180,7 @@ def admission_step(
         if static.pins or static.gated:
             event.runs.settle()  # the view tells what is still there
         view = queue_view(event)
-        key = order(sched.order, view)
+        key = order(sched.of_order(), view)
         eligible = view.waiting_mask
         if static.gated:
             enters = view.first_turn_mask & ~view.preempted_mask
