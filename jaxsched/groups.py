@@ -34,7 +34,7 @@ FIRST_RUNS = 64
 
 @dataclasses.dataclass(frozen=True)
 class LaneSpec:
-    """What differs between lanes; arrays have one entry per lane. None: the same for all, as the policy or scenario says."""
+    """What differs between lanes; one array entry each. None: the same for all, as the policy or scenario says."""
 
     seeds: np.ndarray  # int, workload seeds
     weights: np.ndarray | None = None  # float32 [lanes, w]: of a learned policy

@@ -120,7 +120,7 @@ def train(run: IndexRun, scenario: Scenario, base: Policy, log: Callable[[dict[s
             "cost_mean": float(np.mean(costs)),
             "cost_best": float(np.min(costs)),
             "cost_sd": float(np.std(costs)),
-            "weights": [round(float(w), 5) for w in mean],
+            "weights": [float(w) for w in mean],
         }
         if last or generation % run.validate_every == 0:
             entry["validation"] = value = validate(mean)
