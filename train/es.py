@@ -35,13 +35,14 @@ class EsConfig:
     population: int = 16  # members of a generation, even: antithetic pairs
     generations: int = 40
     sigma: float = 0.5  # standard deviation of the noise, in the units of the features' weights
-    learning_rate: float = 0.25  # of Adam; falls to a tenth of it over the run
+    learning_rate: float = 0.3  # of Adam
+    final_rate: float = 0.1  # share of it that is left at the end; falls exponentially
     seeds: int = 2  # workloads of a generation, the same for all members
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.population % 2:
             raise UserError(f"algo.population {self.population}", expected="an even number, 2 or more")
-        for name in ("generations", "sigma", "learning_rate", "seeds"):
+        for name in ("generations", "sigma", "learning_rate", "final_rate", "seeds"):
             if not getattr(self, name) > 0:
                 raise UserError(f"algo.{name} {getattr(self, name)}", expected="a number above 0")
 
@@ -56,8 +57,8 @@ class EsState(struct.PyTreeNode):
 
 
 def optimiser(config: EsConfig) -> optax.GradientTransformation:
-    """Adam with a linearly falling step."""
-    return optax.adam(optax.linear_schedule(config.learning_rate, 0.1 * config.learning_rate, config.generations))
+    """Adam with an exponentially falling step."""
+    return optax.adam(optax.exponential_decay(config.learning_rate, config.generations, config.final_rate))
 
 
 def init(config: EsConfig, mean: Float[Array, " w"], key: Array) -> EsState:

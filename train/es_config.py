@@ -23,6 +23,7 @@ class EsSection(Section):
     generations: PositiveInt = 40
     sigma: PositiveFloat = 0.5
     learning_rate: PositiveFloat = 0.3
+    final_rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of the learning rate that is left at the end
     seeds: PositiveInt = 2  # workloads of a generation
     hidden: NonNegativeInt = 0  # tanh units of the order head
 
@@ -84,7 +85,14 @@ class EsTrainConfig(ScenarioConfig):
         algo = self.algo
         span = lambda name: (getattr(self.randomise, name)[0], getattr(self.randomise, name)[1])
         return IndexRun(
-            algo=EsConfig(algo.population, algo.generations, algo.sigma, algo.learning_rate, algo.seeds),
+            algo=EsConfig(
+                population=algo.population,
+                generations=algo.generations,
+                sigma=algo.sigma,
+                learning_rate=algo.learning_rate,
+                final_rate=algo.final_rate,
+                seeds=algo.seeds,
+            ),
             hidden=algo.hidden,
             randomise=Ranges(span("load"), span("pool"), span("tool_tail"), self.randomise.default_share),
             validation_seeds=self.validation.seeds,

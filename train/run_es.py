@@ -1,7 +1,7 @@
 """``python -m train CONFIG`` for ``algo.kind: es``: read, check, search, and write the run folder.
 
-``runs/<name>`` gets ``config.yaml`` (every default filled in), ``metrics.jsonl`` (a line per generation), and the policy
-as ``policy.msgpack`` and ``policy.json``, anew whenever the validation has improved: a stopped run leaves its best.
+``runs/<name>`` gets ``config.yaml`` (every default filled in), ``metrics.jsonl`` (a line per generation), and the
+policy as ``policy.msgpack`` and ``policy.json``, anew whenever the validation improves: a stopped run leaves its best.
 """
 
 from __future__ import annotations

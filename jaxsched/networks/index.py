@@ -106,10 +106,13 @@ class PriceIndex:
     shape: IndexShape = IndexShape()
 
     def __call__(self, weights: Float[Array, " w"], known: ToolHistory, view: PauseView) -> Int[Array, ""]:
-        log = _dot(pause_features(view), self.shape.split(weights)["price"])
-        price = SETTINGS["price"] * jnp.exp(jnp.clip(log, -_LARGEST_LOG, _LARGEST_LOG))
         mean_tokens = jnp.float32(SETTINGS["mean_tokens"])
-        return first_age_below_price(price, mean_tokens, tables_from_history(known, KNOTS), view)
+        return first_age_below_price(self.price(weights, view), mean_tokens, tables_from_history(known, KNOTS), view)
+
+    def price(self, weights: Float[Array, " w"], view: PauseView) -> Float[Array, ""]:
+        """Price of memory in the index rule."""
+        log = _dot(pause_features(view), self.shape.split(weights)["price"])
+        return SETTINGS["price"] * jnp.exp(jnp.clip(log, -_LARGEST_LOG, _LARGEST_LOG))
 
 
 @dataclasses.dataclass(frozen=True)
