@@ -209,11 +209,11 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
 def programs(static: SimStatic, lanes: Lanes, num_devices: int, native_loop: bool | None = None):
     """Compiled start and chunk programs of lanes that divide over the devices.
 
-    `native_loop`: how XLA compiles the loop on a CPU (`xla.loop_is_native`); None: as the number of turns suggests.
+    `native_loop`: how XLA compiles the loop on a CPU (`xla.loop_is_native`); None: as is faster.
     """
     if native_loop is None:
         num_lanes = len(lanes.first_program)
-        native_loop = loop_is_native(static, num_lanes // num_devices, lanes.num_turns / num_lanes)
+        native_loop = loop_is_native(static, num_lanes // num_devices)
     return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native_loop)
 
 
