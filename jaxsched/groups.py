@@ -2,8 +2,7 @@
 
 A population of learned policies is a lane axis: the same workload (seed) under many weights, or the same weights on
 many seeds. On a CPU a batch that has outgrown the cache takes about twice the time per lane (8 lanes a core: 0.6 s per
-lane of 300 agents; 32: 1.4 s), so lanes run in groups, with the machine's loop as one native function
-(docs/decisions/0002), which pays as soon as the program is used more than once.
+lane of 300 agents; 32: 1.4 s), so lanes run in groups.
 """
 
 from __future__ import annotations
@@ -103,9 +102,7 @@ class GroupRunner:
             entries = min(static.cache_entries, FIRST_RUNS) if static.prefix_cache == "runs" else static.cache_entries
             self._static = dataclasses.replace(static, cache_entries=entries)
         placed = place_lanes(lanes, devices)
-        while isinstance(
-            found := _run_once(self._static, placed, devices, len(spec), lambda _: None, native_loop=True), SimStatic
-        ):
+        while isinstance(found := _run_once(self._static, placed, devices, len(spec), lambda _: None), SimStatic):
             self._static = found
         return found[0], jax.tree.map(np.asarray, lanes.requests), found[1]
 

@@ -272,15 +272,10 @@ def run_lanes(
 
 
 def _run_once(
-    static: SimStatic,
-    lanes: Lanes,
-    devices: int,
-    num_lanes: int,
-    show: Callable[[int], None],
-    native_loop: bool | None = None,
+    static: SimStatic, lanes: Lanes, devices: int, num_lanes: int, show: Callable[[int], None]
 ) -> tuple[State, Trajectory] | SimStatic:
     """`run_lanes` with tables as `static` has them, or larger ones to try again with once a lane is short of room."""
-    start, chunk = programs(static, lanes, devices, native_loop)
+    start, chunk = programs(static, lanes, devices)
     epoch, us = split_us(lanes.start_us)
     params, requests = lanes.params, lanes.requests
     state = start(params, requests, jnp.asarray(lanes.first_program, jnp.int32), jnp.asarray(epoch), jnp.asarray(us))

@@ -17,7 +17,6 @@ from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
 from jaxsched.networks.index import IndexShape
 from jaxsched.policies.learned import describe, learned
-from jaxsched.xla import quick_compiler_options
 from tests.shared_data import ROOT
 
 NAMES = IndexShape().names()
@@ -35,34 +34,27 @@ LIKE_GITTINS = weights(order__kept=100.0, order__program_number=-1.0)
 
 
 def small() -> js.Scenario:
-    changes = {"workload.num_requests": 40, "cluster.kv_blocks": 2000, "cluster.num_slots": 48}
+    changes = {"workload.num_requests": 20, "cluster.kv_blocks": 1500}
+    changes |= {"cluster.num_slots": 24, "cluster.max_paused_programs": 20}
     return js.load(str(ROOT / "configs/scenarios/agents_mixed.yaml"), changes)
 
 
 def with_weights(values=None, hidden: int = 0) -> policies.Policy:
-    policy = policies.get("gittins+gate", max_num_seqs=32)
+    policy = policies.get("gittins+gate", max_num_seqs=16)
     return dataclasses.replace(policy, scheduler=learned(values, hidden))
 
 
-def test_weights_that_are_a_rule_decide_as_the_rule_and_lanes_are_members(monkeypatch) -> None:
-    """Lanes: the rule's weights, none, and a closed gate, on two workloads each; several groups, pools of two sizes."""
-    monkeypatch.setattr(simulation, "compiler_options", lambda native: quick_compiler_options())
-    simulation._programs.cache_clear()
-    scenario, seeds = small(), np.array([3, 4])
-    members = np.stack(
-        [LIKE_GITTINS, weights(), weights(gate__one=-3.0, order__kept=100.0, order__program_number=-1.0)]
-    )
-    lanes = LaneSpec(
-        np.tile(seeds, 3), weights=np.repeat(members, 2, axis=0), usable_blocks=np.array([2000] * 5 + [1500])
-    )
-    found = GroupRunner(scenario, with_weights(), group=2).rollout(lanes)
-    rule = simulation.rollout(scenario, policies.get("gittins+gate", max_num_seqs=32), seeds=[3, 4])
-    simulation._programs.cache_clear()
+def test_weights_that_are_a_rule_decide_as_the_rule_and_lanes_are_members() -> None:
+    """Lanes: the rule's weights, none, and a closed gate; two groups, pools of two sizes."""
+    scenario = small()
+    members = np.stack([LIKE_GITTINS, weights(), LIKE_GITTINS + weights(gate__one=-3.0), LIKE_GITTINS])
+    lanes = LaneSpec(np.full(4, 3), weights=members, usable_blocks=np.array([1500, 1500, 1500, 1200]))
+    found = GroupRunner(scenario, with_weights(), group=1).rollout(lanes)
+    rule = simulation.rollout(scenario, policies.get("gittins+gate", max_num_seqs=16), seeds=[3])
     for name in ("jct_mean_s", "ttft_p99_s", "recomputed_tokens", "engine_steps"):
-        np.testing.assert_array_equal(found.metrics[name][:2], rule.metrics[name])
-    assert np.all(found.metrics["programs_done"] == 40) and found.flags.max() == 0
-    jct = found.metrics["jct_mean_s"].reshape(3, 2)
-    assert np.all(jct[1] != jct[0]) and np.all(jct[2] > jct[0])
+        np.testing.assert_array_equal(found.metrics[name][:1], rule.metrics[name])
+    assert np.all(found.metrics["programs_done"] == 20) and found.flags.max() == 0
+    assert len(set(found.metrics["jct_mean_s"])) == 4
 
 
 def test_parts_of_the_vector_have_names_and_shapes() -> None:
