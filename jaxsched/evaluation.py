@@ -150,14 +150,21 @@ def run_policies(
     scenario: Scenario,
     policies: Mapping[str, Policy | Sequence[Policy]],
     seeds: Sequence[int],
+    *,
+    rate_per_s: float | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
-    """Every policy on the same seeds; several policies under one name are the training seeds of one learned policy."""
+    """Every policy on the same seeds; several policies under one name are the training seeds of one learned policy.
+
+    `rate_per_s`: programs per second; None: the scenario's.
+    """
     from jaxsched.groups import GroupRunner, LaneSpec
 
     found: dict[str, dict[str, FloatArray]] = {}
     warnings: list[str] = []
     own = np.asarray(list(seeds), np.int64)
+    if rate_per_s is not None:
+        scenario = dataclasses.replace(scenario, rate_per_s=rate_per_s)
     for name, entry in policies.items():
         members = [entry] if isinstance(entry, Policy) else list(entry)
         say(f"simulating {name}")

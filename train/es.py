@@ -94,24 +94,22 @@ def centred_ranks(cost: Float[Array, " n"]) -> Float[Array, " n"]:
 def minimise(
     config: EsConfig,
     cost: Callable[[np.ndarray, int], np.ndarray],
-    mean: Float[Array, " w"],
-    key: Array,
+    start: EsState,
     after: Callable[[EsState, np.ndarray], bool] | None = None,
 ) -> EsState:
     """Run the search.
 
     Args:
         cost: (members ``[n, w]``, generation) -> cost of each; the same workloads for all members.
-        mean: where it starts.
-        key: of the noise.
+        start: where it starts (`init`), or goes on.
         after: called with the state and the costs after each generation; False ends the search.
 
     Raises:
         UserError: costs that are not numbers.
     """
-    state = init(config, mean, key)
+    state = start
     asked, told = jax.jit(ask, static_argnums=0), jax.jit(tell, static_argnums=0)
-    for generation in range(config.generations):
+    for generation in range(int(start.generation), config.generations):
         members, noise = asked(config, state)
         costs = np.asarray(cost(np.asarray(members), generation), np.float32)
         if not np.all(np.isfinite(costs)):

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
 
 from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
@@ -24,7 +27,8 @@ from jaxsched.policies.base import Policy
 from jaxsched.policies.learned import learned
 from jaxsched.scenario import Scenario
 from jaxsched.sim.state import Count, Hist, State
-from train.es import EsConfig, EsState, minimise
+from train import es
+from train.es import EsConfig, EsState
 
 VALIDATION_SEEDS = 500_000
 TRAIN_SEEDS = 1_000_000
@@ -69,29 +73,39 @@ class IndexRun:
                 raise UserError(f"{name} {getattr(self, name)}", expected=f"{low} or more")
 
 
-@dataclasses.dataclass
-class Trained:
-    """What a run found."""
+class Progress(struct.PyTreeNode):
+    """Where a run stands: enough to go on with it and end at the same bits."""
 
-    weights: np.ndarray  # float32 [w], the mean with the lowest validation cost
-    validation: float  # its mean log of the mean job completion time (s)
-    generations: int
-    stopped: str  # "generations" or "time limit"
+    search: EsState
+    best: Float[Array, " w"]  # the mean with the lowest validation cost so far
+    best_validation: Float[Array, ""]  # its mean log of the mean job completion time (s)
+    best_generation: Int[Array, ""]
 
 
-def train(run: IndexRun, scenario: Scenario, base: Policy, log: Callable[[dict[str, Any]], None]) -> Trained:
+def start(run: IndexRun) -> Progress:
+    """All weights 0, not yet validated."""
+    zero = jnp.zeros(IndexShape(run.hidden).num_weights, jnp.float32)
+    return Progress(es.init(run.algo, zero, jax.random.key(run.seed)), zero, jnp.float32(jnp.inf), jnp.int32(0))
+
+
+def train(
+    run: IndexRun, scenario: Scenario, base: Policy, progress: Progress, log: Callable[[dict[str, Any], Progress], None]
+) -> Progress:
     """Search the weights of the index network.
 
     Args:
         scenario: trained on; a synthetic workload with several turns.
         base: the policy whose router and parameters (budget, sequences) are used.
-        log: gets one dictionary per generation, with an entry ``validation`` where the mean was validated.
+        progress: `start(run)`, or where an interrupted run stood.
+        log: gets one dictionary per generation, with an entry ``validation`` where the mean was validated, and where
+            the run stands then.
+
+    Raises:
+        UserError: the costs are not numbers.
     """
-    shape = IndexShape(run.hidden)
     policy = dataclasses.replace(base, scheduler=learned(hidden=run.hidden), name="learned")
     runner = GroupRunner(scenario, policy)
-    start = time.perf_counter()
-    best = Trained(np.zeros(shape.num_weights, np.float32), math.inf, 0, "generations")
+    begun = time.perf_counter()
 
     def mean_logs(lanes: LaneSpec) -> np.ndarray:
         state, _, _ = runner.run(lanes)
@@ -104,44 +118,36 @@ def train(run: IndexRun, scenario: Scenario, base: Policy, log: Callable[[dict[s
         lanes = dataclasses.replace(lanes, weights=np.repeat(members, seeds, axis=0))
         return mean_logs(lanes).reshape(num, seeds).mean(1)
 
-    validation = LaneSpec(np.arange(VALIDATION_SEEDS, VALIDATION_SEEDS + run.validation_seeds))
+    def validated(search: EsState, entry: dict[str, Any]) -> None:
+        nonlocal progress
+        seeds = np.arange(VALIDATION_SEEDS, VALIDATION_SEEDS + run.validation_seeds)
+        # The same traced arguments as in training: one program.
+        lanes = dataclasses.replace(
+            scenario_lanes(scenario, seeds), weights=np.tile(np.asarray(search.mean), (run.validation_seeds, 1))
+        )
+        entry["validation"] = value = float(mean_logs(lanes).mean())
+        if value < float(progress.best_validation):
+            progress = progress.replace(
+                best=search.mean, best_validation=jnp.float32(value), best_generation=search.generation
+            )
 
-    def validate(weights: np.ndarray) -> float:
-        tiled = np.tile(weights, (run.validation_seeds, 1))
-        return float(mean_logs(dataclasses.replace(validation, weights=tiled)).mean())
-
-    def after(state: EsState, costs: np.ndarray) -> bool:
-        generation, mean = int(state.generation), np.asarray(state.mean)
-        seconds = time.perf_counter() - start
-        late = seconds > run.time_limit_s
-        last = late or generation == run.algo.generations
-        entry: dict[str, Any] = {
-            "generation": generation,
-            "cost_mean": float(np.mean(costs)),
-            "cost_best": float(np.min(costs)),
-            "cost_sd": float(np.std(costs)),
-            "weights": [float(w) for w in mean],
-        }
-        if last or generation % run.validate_every == 0:
-            entry["validation"] = value = validate(mean)
-            if value < best.validation:
-                best.weights, best.validation = mean, value
-        best.generations, best.stopped = generation, "time limit" if late else "generations"
-        log({**entry, "wall_s": round(time.perf_counter() - start, 2)})
+    def after(search: EsState, costs: np.ndarray | None) -> bool:
+        nonlocal progress
+        generation = int(search.generation)
+        late = time.perf_counter() - begun > run.time_limit_s
+        entry: dict[str, Any] = {"generation": generation, "weights": [float(w) for w in np.asarray(search.mean)]}
+        if costs is not None:
+            entry |= {"cost_mean": float(costs.mean()), "cost_best": float(costs.min()), "cost_sd": float(costs.std())}
+        if late or generation == run.algo.generations or generation % run.validate_every == 0:
+            validated(search, entry)
+        progress = progress.replace(search=search)
+        log({**entry, "wall_s": round(time.perf_counter() - begun, 2)}, progress)
         return not late
 
-    value = validate(best.weights)
-    best.validation = value
-    log(
-        {
-            "generation": 0,
-            "validation": value,
-            "weights": [0.0] * shape.num_weights,
-            "wall_s": time.perf_counter() - start,
-        }
-    )
-    minimise(run.algo, cost, best.weights, jax.random.key(run.seed), after)
-    return best
+    if not np.isfinite(float(progress.best_validation)):
+        after(progress.search, None)
+    es.minimise(run.algo, cost, progress.search, after)
+    return progress
 
 
 def mean_jct_s(state: State, num_programs: int) -> np.ndarray:
@@ -158,15 +164,29 @@ def draw_workloads(run: IndexRun, scenario: Scenario, generation: int) -> LaneSp
     key = np.random.default_rng([run.seed, generation])
     own = np.arange(num) < round(run.randomise.default_share * num)
     uniform = key.uniform(size=(3, num))
+    ranges = (run.randomise.load, run.randomise.pool, run.randomise.tool_tail)
 
     def within(bounds: tuple[float, float], place: np.ndarray) -> np.ndarray:
         low, high = np.log(bounds[0]), np.log(bounds[1])
         return np.where(own, 1.0, np.exp(low + (high - low) * place))
 
     first = TRAIN_SEEDS + SEEDS_PER_RUN * run.seed + num * generation
+    factors = [within(bounds, place) for bounds, place in zip(ranges, uniform, strict=True)]
+    return scenario_lanes(scenario, np.arange(first, first + num), *factors)
+
+
+def scenario_lanes(
+    scenario: Scenario,
+    seeds: np.ndarray,
+    load: np.ndarray | float = 1.0,
+    pool: np.ndarray | float = 1.0,
+    tool_tail: np.ndarray | float = 1.0,
+) -> LaneSpec:
+    """Workloads of a scenario, with factors on its rate, its KV pool and the spread of its pauses."""
+    ones = np.ones(len(seeds))
     return LaneSpec(
-        seeds=np.arange(first, first + num),
-        rates_per_s=scenario.rate_per_s * within(run.randomise.load, uniform[0]),
-        usable_blocks=np.round(scenario.usable_blocks * within(run.randomise.pool, uniform[1])).astype(np.int64),
-        knobs={"tool_tail": within(run.randomise.tool_tail, uniform[2])},
+        seeds=seeds,
+        rates_per_s=scenario.rate_per_s * load * ones,
+        usable_blocks=np.round(scenario.usable_blocks * pool * ones).astype(np.int64),
+        knobs={"tool_tail": tool_tail * ones},
     )

@@ -34,15 +34,16 @@ def test_members_are_antithetic_and_equal_costs_move_nothing() -> None:
 
 def test_sphere_of_20_dimensions_below_a_millionth() -> None:
     config = EsConfig(population=64, generations=600, sigma=0.02, learning_rate=0.2, final_rate=1e-4)
-    found = minimise(config, lambda members, _: np.sum(members**2, 1), np.full(20, 1.0), jax.random.key(0))
+    found = minimise(
+        config, lambda members, _: np.sum(members**2, 1), init(config, np.full(20, 1.0), jax.random.key(0))
+    )
     assert float(np.sum(np.asarray(found.mean) ** 2)) < 1e-6
 
 
 def test_costs_that_are_no_numbers_stop_the_search() -> None:
     with pytest.raises(UserError, match="2 of 4 costs are not numbers"):
-        minimise(
-            EsConfig(population=4), lambda m, _: np.array([1.0, np.nan, np.inf, 2.0]), np.zeros(2), jax.random.key(0)
-        )
+        config, costs = EsConfig(population=4), np.array([1.0, np.nan, np.inf, 2.0])
+        minimise(config, lambda members, _: costs, init(config, np.zeros(2), jax.random.key(0)))
     with pytest.raises(UserError, match="an even number"):
         EsConfig(population=5)
 
@@ -83,7 +84,7 @@ def test_es_on_the_index_finds_the_c_mu_rule(holding, first) -> None:
     start = np.zeros(NUM_FEATURES)
     start[1 - first] = 0.5  # from the worse order
     cost = lambda members, generation: _queue()(members, holding, seeds_of(generation)).mean(1)
-    learned = np.asarray(minimise(config, cost, start, jax.random.key(3)).mean)
+    learned = np.asarray(minimise(config, cost, init(config, start, jax.random.key(3))).mean)
     orders = np.zeros((2, NUM_FEATURES))
     orders[0, 0] = orders[1, 1] = 1.0
     policies = np.concatenate([orders, learned[None], np.zeros((13, NUM_FEATURES))])  # 16: the program compiled above
