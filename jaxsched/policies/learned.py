@@ -22,7 +22,7 @@ KIND = "index"
 
 
 def learned(weights: Sequence[float] | np.ndarray | None = None, hidden: int = 0, name: str = "learned") -> Scheduler:
-    """The index network with these weights; None: all 0, which is FCFS with index retention and a gate of 0.8."""
+    """The index network with these weights; None: all 0, the network's own rule."""
     shape = IndexShape(hidden)
     values = np.zeros(shape.num_weights) if weights is None else np.asarray(weights, np.float64)
     if values.shape != (shape.num_weights,):
