@@ -22,7 +22,7 @@ from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
 from jaxsched.sim.state import State
 from jaxsched.sim.static import SimStatic
-from jaxsched.simulation import Lanes, _lane_params, _run_once, _true_lengths, place_lanes, static_of
+from jaxsched.simulation import Lanes, _lane_params, _run_once, _with_truth, place_lanes, static_of
 from jaxsched.workloads import Preset
 
 #: Lanes per device and group on a CPU; accelerators take all lanes at once.
@@ -115,7 +115,7 @@ def _lanes(scenario: Scenario, policy: Policy, spec: LaneSpec) -> Lanes:
     generate = _generator(scenario.workload, scenario.num_programs, scenario.prediction_error, names)
     knobs = [jnp.asarray(spec.knobs[name], jnp.float32) for name in names]
     requests = generate(jnp.asarray(spec.seeds, jnp.uint32), jnp.asarray(rates, jnp.float32), *knobs)
-    requests = _true_lengths(policy, requests)
+    requests = _with_truth(policy, requests, scenario)
     first, stop = np.zeros(num, np.int64), np.full(num, scenario.num_programs)
     params, axes = _lane_params(scenario, policy, np.asarray(spec.seeds), first, stop)
     if spec.weights is not None:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsched.caching import with_block_size, with_cache, with_graphs
 from jaxsched.errors import UserError
+from jaxsched.foresight import with_foresight
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
@@ -99,7 +100,7 @@ def synthetic_lanes(scenario: Scenario, policy: Policy, seeds: Sequence[int], ra
     lane_rates = np.repeat(np.asarray(rates, np.float32), len(seeds))
     generate = _generator(preset, scenario.num_programs, scenario.prediction_error)
     requests = generate(jnp.asarray(lane_seeds, jnp.uint32), jnp.asarray(lane_rates))
-    requests = _true_lengths(policy, requests)
+    requests = _with_truth(policy, requests, scenario)
     num = len(lane_seeds)
     first, stop = np.zeros(num, np.int64), np.full(num, scenario.num_programs)
     params, axes = _lane_params(scenario, policy, lane_seeds, first, stop)
@@ -119,7 +120,7 @@ def _generator(preset: Preset, num_programs: int, prediction_error: float):
 def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: int, seeds: Sequence[int]) -> Lanes:
     """One lane per window of the trace; all lanes share the table. Windows of `num_programs` start evenly spaced."""
     trace = with_block_size(trace, scenario)
-    requests = _true_lengths(policy, trace.to_requests(block_size=scenario.block_size))
+    requests = _with_truth(policy, trace.to_requests(block_size=scenario.block_size), scenario)
     width, total = scenario.num_programs, trace.num_programs
     if num_lanes > 1 and scenario.num_programs * num_lanes > total:
         width = max(total // num_lanes, 1)
@@ -132,11 +133,11 @@ def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: 
     return Lanes(params, axes, requests, request_axes, first, trace.program_arrival_us[first], turns)
 
 
-def _true_lengths(policy: Policy, requests: Requests) -> Requests:
-    """Oracle policies see the true output length."""
+def _with_truth(policy: Policy, requests: Requests, scenario: Scenario) -> Requests:
+    """What bounds know: true output lengths, or what is left of programs."""
     if policy.scheduler.sees_true_length:
-        return requests.replace(predicted_tokens=requests.output_tokens)
-    return requests
+        requests = requests.replace(predicted_tokens=requests.output_tokens)
+    return with_foresight(requests, scenario.timing) if policy.scheduler.spec.foresees else requests
 
 
 def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimStatic:
@@ -235,6 +236,8 @@ def _snapshot(state: State) -> dict[str, jax.Array]:
         "arrived": counts[Count.ARRIVED],
         "finished": counts[Count.FINISHED],
         "gone": counts[Count.REJECTED_SIZE] + counts[Count.REJECTED_QUEUE] + counts[Count.TIMED_OUT],
+        "begun": state.arrivals,
+        "done": counts[Count.PROGRAMS_DONE],
         "running": rows[_ROWS["running"]],
         "waiting": rows[_ROWS["waiting"]],
         "free": rows[_ROWS["free"]],

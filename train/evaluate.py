@@ -73,7 +73,7 @@ def _main(arguments: list[str]) -> int:
         rate = load * float(config.compare.capacity)
         found = run_policies(scenario, {**rules, "learned": learned}, seeds, rate_per_s=rate,
                              say=lambda text: print(text, flush=True))  # fmt: skip
-        bounds = [name for name, policy in rules.items() if policy.scheduler.sees_true_length]
+        bounds = [name for name, policy in rules.items() if policy.scheduler.is_bound]
         head = f"Load {load:g} ({rate:.4g} programs/s), {len(seeds)} evaluation seeds, {len(runs)} training seeds"
         parts.append(f"{head}\n\n{markdown(found, 'learned', bounds=bounds)}")
         parts += [f"- {text}\n" for text in found.warnings]

@@ -16,7 +16,7 @@ from jaxsched.sim.event import apply_pending
 from jaxsched.sim.invariants import violations
 from jaxsched.sim.machine import advance, end_of_chunk, init_state, is_done, micro_step
 from jaxsched.sim.params import SimParams
-from jaxsched.sim.requests import Requests
+from jaxsched.sim.requests import Foresight, Requests
 from jaxsched.sim.state import Fate, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.xla import loop_is_native, optimised_compiler_options, quick_compiler_options
@@ -65,6 +65,9 @@ def to_requests(workload: Workload, pad_to: int, blocks: tuple[int, int] | None 
         content[: len(ids)] = ids
         shared = {"content": content, "content_start": column(starts)}
         shared |= {name: column(getattr(workload, name), -1) for name in ("chain", "group", "group_tokens")}
+    if workload.remaining_us is not None:
+        names = ("remaining_us", "history_us", "final_tokens")
+        shared["foresight"] = Foresight(**{name: column(getattr(workload, name)) for name in names})
     if workload.waits is not None:
         shared |= _graph_columns(workload, pad_to, program)
     return Requests(

@@ -150,6 +150,11 @@ class RunTable(KvCache):
         """Idle blocks of programs that will go on."""
         return jnp.sum(jnp.where((self.chain != UNUSED) & (self.next >= 0), self.high - self.low, 0))
 
+    def paused_rows(self, rows: Int[Array, " s"]) -> Int[Array, " r"]:
+        """Of each run that is the context of a program whose next turn is none of these: that turn; else -1."""
+        waits = jnp.any(self.next[:, None] == rows[None, :], axis=1)
+        return jnp.where((self.chain != UNUSED) & ~waits, self.next, -1)
+
     def blocks_of(self, rows: Int[Array, " s"]) -> Int[Array, ""]:
         """Idle blocks of the programs whose next turns these are."""
         theirs = jnp.any((self.next[:, None] == rows[None, :]) & (self.next >= 0)[:, None], axis=1)
