@@ -107,7 +107,13 @@ def _storable(progress: Any) -> Any:
 def _resumed(folder: Path, config: bytes, fresh: Any) -> Any:
     """Where the run of this configuration in the folder stood; `fresh` if there is none."""
     state, own = folder / STATE, folder / "config.yaml"
-    if not state.exists() or not own.exists() or own.read_bytes() != config:
+    if own.exists() and own.read_bytes() != config:
+        raise UserError(
+            "holds a run of another configuration",
+            where=str(folder),
+            expected="a new name (--set name=...), or the run's own configuration, which goes on",
+        )
+    if not state.exists():
         return fresh
     try:
         found = serialization.from_bytes(_storable(fresh), state.read_bytes())
