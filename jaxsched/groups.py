@@ -22,7 +22,16 @@ from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
 from jaxsched.sim.state import State
 from jaxsched.sim.static import SimStatic
-from jaxsched.simulation import Lanes, _lane_params, _run_once, _with_truth, place_lanes, static_of
+from jaxsched.simulation import (
+    SNAPSHOT_STRIDE,
+    SNAPSHOTS,
+    Lanes,
+    _lane_params,
+    _run_once,
+    _with_truth,
+    place_lanes,
+    static_of,
+)
 from jaxsched.workloads import Preset
 
 #: Lanes per device and group on a CPU; accelerators take all lanes at once.
@@ -57,15 +66,31 @@ class LaneSpec:
 
 
 class GroupRunner:
-    """Runs lanes of one scenario and policy; what was compiled, and the table sizes found to suffice, are kept."""
+    """Runs lanes of one scenario and policy; what was compiled, and the table sizes found to suffice, are kept.
 
-    def __init__(self, scenario: Scenario, policy: Policy, *, record: bool = False, group: int | None = None):
+    Args:
+        record: keep every turn's life.
+        group: lanes per device and group.
+        most_micro_steps: lanes that are not done by then stay as they are (about: whole chunks); None: no limit.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        policy: Policy,
+        *,
+        record: bool = False,
+        group: int | None = None,
+        most_micro_steps: int | None = None,
+    ):
         scenario.check(policy)
         if not isinstance(scenario.workload, Preset):
             raise ValueError("groups of lanes need a synthetic workload")
         self.scenario, self.policy = scenario, policy
         self._base = static_of(scenario, policy, record)
         self._static: SimStatic | None = None
+        chunk = SNAPSHOT_STRIDE * SNAPSHOTS
+        self._most_chunks = None if most_micro_steps is None else -(-most_micro_steps // chunk)
         self._devices = len(jax.local_devices())
         self._per_device = group or (CPU_LANES if jax.default_backend() == "cpu" else 0)
 
@@ -102,9 +127,12 @@ class GroupRunner:
             entries = min(static.cache_entries, FIRST_RUNS) if static.prefix_cache == "runs" else static.cache_entries
             self._static = dataclasses.replace(static, cache_entries=entries)
         placed = place_lanes(lanes, devices)
-        while isinstance(found := _run_once(self._static, placed, devices, len(spec), lambda _: None), SimStatic):
+        run = lambda static: _run_once(static, placed, devices, len(spec), lambda _: None, self._most_chunks)
+        while isinstance(found := run(self._static), SimStatic):
             self._static = found
-        return found[0], jax.tree.map(np.asarray, lanes.requests), found[1]
+        # Tables may have grown from group to group; what is left of them at the end is of no use.
+        state = found[0].replace(slots=None, request=None, kv=None, late=None, service=None, pending_writes=None)
+        return state, jax.tree.map(np.asarray, lanes.requests), found[1]
 
 
 def _lanes(scenario: Scenario, policy: Policy, spec: LaneSpec) -> Lanes:

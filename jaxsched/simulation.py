@@ -275,9 +275,17 @@ def run_lanes(
 
 
 def _run_once(
-    static: SimStatic, lanes: Lanes, devices: int, num_lanes: int, show: Callable[[int], None]
+    static: SimStatic,
+    lanes: Lanes,
+    devices: int,
+    num_lanes: int,
+    show: Callable[[int], None],
+    most_chunks: int | None = None,
 ) -> tuple[State, Trajectory] | SimStatic:
-    """`run_lanes` with tables as `static` has them, or larger ones to try again with once a lane is short of room."""
+    """`run_lanes` with tables as `static` has them, or larger ones to try again with once a lane is short of room.
+
+    After `most_chunks` chunks lanes stay as they are, done or not.
+    """
     start, chunk = programs(static, lanes, devices)
     epoch, us = split_us(lanes.start_us)
     params, requests = lanes.params, lanes.requests
@@ -289,7 +297,7 @@ def _run_once(
             return larger
         pieces.append({k: np.asarray(v)[:num_lanes] for k, v in snapshots.items()})
         show(int(pieces[-1]["finished"][:, -1].sum() + pieces[-1]["gone"][:, -1].sum()))
-        if bool(np.all(np.asarray(done))):
+        if bool(np.all(np.asarray(done))) or len(pieces) == most_chunks:
             break
     trajectory = Trajectory.join(pieces, lanes.start_us[:num_lanes])
     return jax.tree.map(lambda x: np.asarray(x)[:num_lanes], state), trajectory

@@ -26,6 +26,7 @@ class EsSection(Section):
     final_rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of the learning rate that is left at the end
     seeds: PositiveInt = 2  # workloads of a generation
     hidden: NonNegativeInt = 0  # tanh units of the order head
+    micro_steps_per_program: PositiveInt = 700  # events that an episode may take (sessions with 10 turns take 200)
 
     @model_validator(mode="after")
     def _check(self) -> EsSection:
@@ -98,6 +99,7 @@ class EsTrainConfig(ScenarioConfig):
             validation_seeds=self.validation.seeds,
             validate_every=self.validation.every,
             seed=self.run.seed,
+            micro_steps_per_program=algo.micro_steps_per_program,
             time_limit_s=self.run.time_limit_s or math.inf,
         )
 

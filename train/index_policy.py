@@ -33,8 +33,8 @@ from train.es import EsConfig, EsState
 VALIDATION_SEEDS = 500_000
 TRAIN_SEEDS = 1_000_000
 SEEDS_PER_RUN = 100_000
-#: What a policy is charged whose lane the watchdog stopped, or whose programs cannot all run.
-UNFINISHED_S = 1e6
+#: What a policy is charged for a lane that was not done after as many events as it may take, or that got stuck.
+UNFINISHED_S = 1e4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,7 @@ class IndexRun:
     validate_every: int = 5  # generations
     seed: int = 0
     time_limit_s: float = math.inf
+    micro_steps_per_program: int = 700  # events that an episode may take; a policy that thrashes takes more
 
     def __post_init__(self) -> None:
         for name, low in (("hidden", 0), ("validation_seeds", 1), ("validate_every", 1), ("seed", 0)):
@@ -104,7 +105,7 @@ def train(
         UserError: the costs are not numbers.
     """
     policy = dataclasses.replace(base, scheduler=learned(hidden=run.hidden), name="learned")
-    runner = GroupRunner(scenario, policy)
+    runner = GroupRunner(scenario, policy, most_micro_steps=run.micro_steps_per_program * scenario.num_programs)
     begun = time.perf_counter()
 
     def mean_logs(lanes: LaneSpec) -> np.ndarray:
