@@ -36,8 +36,6 @@ from jaxsched.workloads import Preset
 
 #: Lanes per device and group on a CPU; accelerators take all lanes at once.
 CPU_LANES = 8
-#: Idle runs that the prefix cache begins with room for: a smaller table is faster, and doubles when it is too small.
-FIRST_RUNS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +121,7 @@ class GroupRunner:
     def _run_group(self, spec: LaneSpec, devices: int) -> tuple[State, Any, Trajectory]:
         lanes = _lanes(self.scenario, self.policy, spec)
         if self._static is None:
-            static = with_graphs(with_cache(self._base, self.scenario, lanes.requests), lanes.requests)
-            entries = min(static.cache_entries, FIRST_RUNS) if static.prefix_cache == "runs" else static.cache_entries
-            self._static = dataclasses.replace(static, cache_entries=entries)
+            self._static = with_graphs(with_cache(self._base, self.scenario, lanes.requests), lanes.requests)
         placed = place_lanes(lanes, devices)
         run = lambda static: _run_once(static, placed, devices, len(spec), lambda _: None, self._most_chunks)
         while isinstance(found := run(self._static), SimStatic):
