@@ -34,8 +34,8 @@ class EsConfig:
 
     population: int = 16  # members of a generation, even: antithetic pairs
     generations: int = 40
-    sigma: float = 0.5  # standard deviation of the noise, in the units of the features' weights
-    learning_rate: float = 0.3  # of Adam
+    sigma: float = 0.2  # standard deviation of the noise, in the units of the features' weights
+    learning_rate: float = 0.1  # of Adam
     final_rate: float = 0.1  # share of it that is left at the end; falls exponentially
     seeds: int = 2  # workloads of a generation, the same for all members
 

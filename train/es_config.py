@@ -21,12 +21,12 @@ class EsSection(Section):
     kind: Literal["es"]
     population: PositiveInt = 16  # even
     generations: PositiveInt = 40
-    sigma: PositiveFloat = 0.5
-    learning_rate: PositiveFloat = 0.3
+    sigma: PositiveFloat = 0.2
+    learning_rate: PositiveFloat = 0.1
     final_rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of the learning rate that is left at the end
     seeds: PositiveInt = 2  # workloads of a generation
     hidden: NonNegativeInt = 0  # tanh units of the order head
-    micro_steps_per_program: PositiveInt = 700  # events that an episode may take (sessions with 10 turns take 200)
+    micro_steps_per_program: PositiveInt = 400  # events that an episode may take (10 turns take about 200)
 
     @model_validator(mode="after")
     def _check(self) -> EsSection:

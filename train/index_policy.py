@@ -33,8 +33,8 @@ from train.es import EsConfig, EsState
 VALIDATION_SEEDS = 500_000
 TRAIN_SEEDS = 1_000_000
 SEEDS_PER_RUN = 100_000
-#: What a policy is charged for a lane that was not done after as many events as it may take, or that got stuck.
-UNFINISHED_S = 1e4
+#: Job completion time charged for each program that was not done after as many events as an episode may take.
+UNFINISHED_S = 5_000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class IndexRun:
     validate_every: int = 5  # generations
     seed: int = 0
     time_limit_s: float = math.inf
-    micro_steps_per_program: int = 700  # events that an episode may take; a policy that thrashes takes more
+    micro_steps_per_program: int = 400  # events that an episode may take; a policy that thrashes takes more
 
     def __post_init__(self) -> None:
         for name, low in (("hidden", 0), ("validation_seeds", 1), ("validate_every", 1), ("seed", 0)):
@@ -152,11 +152,12 @@ def train(
 
 
 def mean_jct_s(state: State, num_programs: int) -> np.ndarray:
-    """Mean job completion time of each lane's measured programs in seconds; `UNFINISHED_S` where not all were done."""
+    """Mean job completion time of each lane's programs in seconds, those that were not done at `UNFINISHED_S`."""
     counts = np.asarray(state.metrics.histograms, np.float64)
     counts = counts.reshape(len(counts), -1, len(Hist), NUM_BINS)[:, :, Hist.JCT].sum(1)
-    done = np.asarray(state.metrics.counts)[:, Count.PROGRAMS_DONE] >= num_programs
-    return np.where(done, mean_us(counts) * 1e-6, UNFINISHED_S)
+    done = np.asarray(state.metrics.counts)[:, Count.PROGRAMS_DONE] / num_programs
+    measured = np.where(counts.sum(1) > 0, mean_us(counts) * 1e-6, UNFINISHED_S)
+    return done * measured + (1.0 - done) * UNFINISHED_S
 
 
 def draw_workloads(run: IndexRun, scenario: Scenario, generation: int) -> LaneSpec:
