@@ -145,7 +145,9 @@ def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
         blocks -= kv.blocks_of(waiting_rows)  # counted with the turns that wait for them
     limit = event.params.scheduler.gate_fraction * event.params.usable_blocks[event.m].astype(jnp.float32)
     if static.scheduler.gate_share is not None:
-        limit = limit * static.scheduler.gate_share(event.params.scheduler.weights, view)
+        weights = event.params.scheduler.weights
+        assert weights is not None
+        limit = limit * static.scheduler.gate_share(weights, view)
     would_be = (blocks + own).astype(jnp.float32)
     return (would_be < limit) | (event.inst.running == 0)
 
