@@ -89,14 +89,16 @@ class GroupRunner:
         self._static: SimStatic | None = None
         chunk = SNAPSHOT_STRIDE * SNAPSHOTS
         self._most_chunks = None if most_micro_steps is None else -(-most_micro_steps // chunk)
-        self._devices = len(jax.local_devices())
+        self._devices = self._size = 0
         self._per_device = group or (CPU_LANES if jax.default_backend() == "cpu" else 0)
 
     def run(self, lanes: LaneSpec, say: Callable[[int, int], None] | None = None) -> tuple[State, Any, Trajectory]:
         """Final states, tables and trajectories of all lanes (NumPy, lanes first)."""
         num = len(lanes)
-        devices = min(self._devices, num)
-        size = devices * min(self._per_device or num, -(-num // devices))
+        if self._size == 0:  # the first call's, for all: another size would be another program
+            devices = min(len(jax.local_devices()), num)
+            self._devices, self._size = devices, devices * min(self._per_device or num, -(-num // devices))
+        size, devices = self._size, self._devices
         parts = []
         for first in range(0, num, size):
             index = np.minimum(np.arange(first, first + size), num - 1)  # the last lane fills up the last group
