@@ -7,6 +7,7 @@ as policy.msgpack and policy.json. Exit codes: 0 done, 2 the user's mistake, 130
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ def _main(arguments: list[str]) -> int:
 
     overrides, rest = split_overrides(arguments)
     options = parser.parse_args(rest)
+    if (
+        options.resume is None and _kind(options.config, overrides) == "es"
+    ):  # another search, with a scenario of its own
+        return importlib.import_module("train.run_es").main(arguments)
     config, folder = _configuration(options, overrides)
 
     from jaxsched.cli import configure_jax
@@ -65,6 +70,7 @@ def _main(arguments: list[str]) -> int:
         about={"config_hash": config.what_is_learned(), "environment": config.env.id},
         scenario=config.env.model_dump(mode="json"),
         is_quiet=options.quiet,
+        native_loops=config.run.native_loops,
     )
     _begin_folder(folder, config, resume=options.resume is not None)
     try:
@@ -76,6 +82,17 @@ def _main(arguments: list[str]) -> int:
     headline = f"{algorithm.headline} {shown:.4g}, " if shown is not None else ""
     print(f"{config.name}: {plan.num_iterations} iterations, {headline}policy {result.content_hash[:12]} in {folder}")
     return 0
+
+
+def _kind(path: str | None, overrides: list[str]) -> Any:
+    """What the file and the overrides say under ``algo.kind``; nothing is checked yet."""
+    from jaxsched.config.overrides import apply_overrides
+    from jaxsched.config.source import read_with_bases
+
+    if path is None:
+        return None
+    algo = apply_overrides(read_with_bases(Path(path).expanduser()), overrides).data.get("algo")
+    return algo.get("kind") if isinstance(algo, dict) else None
 
 
 def _configuration(options: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:

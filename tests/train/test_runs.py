@@ -29,7 +29,7 @@ name: tiny
 env: {id: TwoClassQueue-v0}
 network: {width: 4, recurrent: true}
 algo: {kind: ppo, num_lanes: 4, num_steps: 8, num_minibatches: 2, num_epochs: 1, sequence_length: 4}
-run: {num_iterations: 40, checkpoint_every: 1}
+run: {num_iterations: 40, checkpoint_every: 1, native_loops: true}
 """
 
 
