@@ -140,7 +140,7 @@ def compiled_update(algorithm: Algorithm, native_loops: bool) -> Any:
     if not native_loops or algorithm.act is None:
         return jax.jit(algorithm.update, donate_argnums=0, compiler_options=in_a_hurry)
     act = jax.jit(algorithm.act, donate_argnums=0, compiler_options=compiler_options(True))
-    learn = jax.jit(algorithm.learn, donate_argnums=(0, 2), compiler_options=in_a_hurry)
+    learn = jax.jit(algorithm.learn, donate_argnums=0, compiler_options=in_a_hurry)
 
     def update(state: Any, hyper: Any) -> tuple[Any, dict[str, Any]]:
         state, data = act(state, hyper)

@@ -245,12 +245,15 @@ def test_resuming_under_other_settings_is_refused_by_name(tmp_path, capsys):
 
 
 def test_every_shipped_training_configuration_can_be_built():
+    from train.__main__ import _kind
     from train.build import build
     from train.config import load
 
     paths = sorted((ROOT / "configs" / "train").glob("*.yaml"))
     assert paths
     for path in paths:
+        if _kind(str(path), []) == "es":  # a configuration of another kind: checked where it is used
+            continue
         algorithm = build(load(path))
         assert algorithm.decisions > 0 and algorithm.network["kind"]
 
