@@ -44,6 +44,8 @@ def main() -> int:
 
 def ratio(values: list[float], others: list[float]) -> str:
     """Geometric mean of the ratio and its interval, as text."""
+    if min(*values, *others) <= 0:
+        return "n/a"
     logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
     num = len(logs)
     mean = sum(logs) / num

@@ -7,7 +7,6 @@ as policy.msgpack and policy.json. Exit codes: 0 done, 2 the user's mistake, 130
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,10 +43,10 @@ def _main(arguments: list[str]) -> int:
 
     overrides, rest = split_overrides(arguments)
     options = parser.parse_args(rest)
-    if (
-        options.resume is None and _kind(options.config, overrides) == "es"
-    ):  # another search, with a scenario of its own
-        return importlib.import_module("train.run_es").main(arguments)
+    if (path := _searched(options)) is not None:
+        from train.run_es import run as run_search
+
+        return run_search(path, overrides)
     config, folder = _configuration(options, overrides)
 
     from jaxsched.cli import configure_jax
@@ -84,15 +83,15 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
-def _kind(path: str | None, overrides: list[str]) -> Any:
-    """What the file and the overrides say under ``algo.kind``; nothing is checked yet."""
-    from jaxsched.config.overrides import apply_overrides
+def _searched(options: argparse.Namespace) -> str | None:
+    """The configuration, if it is of a search (`algo.kind: es`): that has no environment, and a shape of its own."""
     from jaxsched.config.source import read_with_bases
 
-    if path is None:
-        return None
-    algo = apply_overrides(read_with_bases(Path(path).expanduser()), overrides).data.get("algo")
-    return algo.get("kind") if isinstance(algo, dict) else None
+    path = options.config if options.resume is None else str(Path(options.resume).expanduser() / "config.yaml")
+    if path is None or not Path(path).expanduser().is_file():
+        return None  # said with the other mistakes
+    algo = read_with_bases(Path(path).expanduser()).data.get("algo")
+    return path if isinstance(algo, dict) and algo.get("kind") == "es" else None
 
 
 def _configuration(options: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:

@@ -137,7 +137,7 @@ def compiled_update(algorithm: Algorithm, native_loops: bool) -> Any:
     XLA's options for native loops suit the machine; matrix products inside such a loop become naive ones.
     """
     in_a_hurry = quick_compiler_options() if os.environ.get(COMPILE_VARIABLE) == "quick" else None
-    if not native_loops or algorithm.act is None:
+    if not native_loops or algorithm.act is None or algorithm.learn is None:
         return jax.jit(algorithm.update, donate_argnums=0, compiler_options=in_a_hurry)
     act = jax.jit(algorithm.act, donate_argnums=0, compiler_options=compiler_options(True))
     learn = jax.jit(algorithm.learn, donate_argnums=0, compiler_options=in_a_hurry)
