@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxsched.envs.agent_sessions import AgentSessions, make_agent_sessions
 from jaxsched.envs.base import Environment, Observation
 from jaxsched.envs.toys import Cue, TwoClassQueue
 from jaxsched.errors import UserError
@@ -78,5 +79,7 @@ def _of_class(cls: type[Environment]) -> Callable[..., tuple[Environment, Any]]:
 
 for _cls in (TwoClassQueue, Cue):
     register(_cls.name, _of_class(_cls))
+
+register(AgentSessions.name, make_agent_sessions)
 
 __all__ = ["Environment", "Observation", "make", "register", "registered_envs"]
