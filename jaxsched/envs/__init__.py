@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxsched.envs.agent_sessions import AgentSessions, make_agent_sessions
 from jaxsched.envs.base import Environment, Observation
+from jaxsched.envs.cache_routing import CacheRouting, make_cache_routing
 from jaxsched.envs.chat_serving import ChatServing, make_chat_serving
 from jaxsched.envs.toys import Cue, TwoClassQueue
 from jaxsched.errors import UserError
@@ -82,6 +83,7 @@ for _cls in (TwoClassQueue, Cue):
     register(_cls.name, _of_class(_cls))
 
 register(AgentSessions.name, make_agent_sessions)
+register(CacheRouting.name, make_cache_routing)
 register(ChatServing.name, make_chat_serving)
 
 __all__ = ["Environment", "Observation", "make", "register", "registered_envs"]

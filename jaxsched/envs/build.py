@@ -28,7 +28,10 @@ E = TypeVar("E", bound=ClusterEnv)
 REWARDS = ("latency", "goodput")
 #: Workloads of an environment by default; other seeds than those that comparisons begin with (0, 1, ...).
 SEEDS = range(10_000, 10_064)
-_CHOSEN_ROUTER = Router("chosen", chosen_route, "the instance that was chosen", "", params={"chosen_instance": 0.0})
+_CHOSEN_ROUTER = Router(
+    "chosen", chosen_route, "the instance that was chosen", "", reads_blocks=True, reads_cache="cache",
+    params={"chosen_instance": 0.0},
+)  # fmt: skip
 
 
 def build(

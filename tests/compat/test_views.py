@@ -95,7 +95,7 @@ def test_rejax_trains_on_the_five_value_view():
         learning_rate=0.01, total_timesteps=8192, gamma=0.9, gae_lambda=0.9,
     )  # fmt: skip
     dqn = rejax.DQN.create(
-        **common, agent_kwargs={"hidden_layer_sizes": (16,)}, total_timesteps=8192, buffer_size=2048, fill_buffer=512,
+        **common, total_timesteps=8192, buffer_size=2048, fill_buffer=512,
         batch_size=64, learning_rate=0.005, target_update_freq=64, gamma=0.9, eps_start=1.0, eps_end=0.05,
         exploration_fraction=0.5,
     )  # fmt: skip
