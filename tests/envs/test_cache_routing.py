@@ -1,4 +1,4 @@
-"""CacheRouting: every request goes where the action says, decided when it arrives, and its matches are those it finds."""
+"""CacheRouting: a request goes where the action says, decided when it arrives; what is shown as cached it finds."""
 
 from __future__ import annotations
 
