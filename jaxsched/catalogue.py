@@ -9,7 +9,7 @@ from jaxsched.errors import UserError
 
 
 def _policies() -> list[dict[str, Any]]:
-    from jaxsched.policies import GATE, OFFLOADS, RETENTIONS, SCHEDULERS
+    from jaxsched.policies import GATE, OFFLOADS, PEAK, RETENTIONS, SCHEDULERS
 
     rows = [{"name": name, "summary": s.summary, "source": s.source} for name, s in SCHEDULERS.items()]
     # Retention rules and the gate go with any V1 scheduler; shown with one of them.
@@ -18,7 +18,10 @@ def _policies() -> list[dict[str, Any]]:
     ]
     rows += [{"name": f"continuum+{n}", "summary": o.summary, "source": o.source} for n, o in OFFLOADS.items()]
     gate = "new programs wait while the contexts of begun ones fill the pool"
-    return [*rows, {"name": f"gittins+{GATE}", "summary": gate, "source": "regime study (docs/retention.md)"}]
+    source = "regime study (docs/retention.md)"
+    rows.append({"name": f"gittins+{GATE}", "summary": gate, "source": source})
+    peak = "bound: the gate on true final contexts"
+    return [*rows, {"name": f"srpt_program+clair+{PEAK}", "summary": peak, "source": source}]
 
 
 def _routers() -> list[dict[str, Any]]:

@@ -181,6 +181,9 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
             baseline=section.baseline,
             metric=section.metric,
             capacity_per_s=None if section.capacity == "auto" else section.capacity,
+            capacity_of=section.capacity_of,
+            capacity_seeds=section.capacity_seeds,
+            capacity_programs=section.capacity_programs,
             confidence=section.confidence,
             num_bootstrap=section.num_bootstrap,
             command=_command_line(),
@@ -198,6 +201,14 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
         "notes": data.notes,
         "versions": data.versions,
         "command": data.command,
+        "per_seed": [
+            {
+                "policy": name,
+                "load": load,
+                **{m: [None if v != v else v for v in map(float, x)] for m, x in values.items()},
+            }
+            for (name, load), values in data.per_seed.items()
+        ],
     }
     text = json.dumps(outcome, indent=1)
     write_html(report, render_comparison(data))

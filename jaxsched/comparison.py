@@ -40,17 +40,20 @@ def _nothing(what: str, done: int, of: int) -> None:
 def measure_rate(scenario: Scenario, policy: Policy, rate: float, seeds: Sequence[int]) -> dict[str, float]:
     """Whether the cluster keeps up at a rate, over the second half of the arrivals (pooled over seeds).
 
+    Of programs of several turns whole programs are counted: their later turns only arrive as fast as they are served.
+
     Returns:
-        ``throughput`` in programs per second (turns finished per turn that arrived, times `rate`, so that the drift of
-        a finite sample cancels), ``backlog_slope`` in programs per second, ``p99_ttft`` in seconds.
+        ``throughput`` in programs per second (finished per arrived, times `rate`, so that the drift of a finite sample
+        cancels), ``backlog_slope`` in programs per second, ``p99_ttft`` in seconds.
     """
     result = rollouts(scenario, policy, seeds, [rate])[0]
     t = result.trajectory
+    came, left = (t.arrived, t.finished + t.gone) if scenario.max_turns == 1 else (t.begun, t.done)
     arrived = finished = 0.0
     for lane, span in enumerate(result.arrival_span_s):
         window = (0.5 * span, span)
-        arrived += np.diff([t.at(t.arrived, lane, s) for s in window])[0]
-        finished += np.diff([t.at(t.finished + t.gone, lane, s) for s in window])[0]
+        arrived += np.diff([t.at(came, lane, s) for s in window])[0]
+        finished += np.diff([t.at(left, lane, s) for s in window])[0]
     delivered = finished / max(arrived, 1.0)
     return {
         "throughput": rate * delivered,
@@ -59,11 +62,21 @@ def measure_rate(scenario: Scenario, policy: Policy, rate: float, seeds: Sequenc
     }
 
 
-def measure_capacity(scenario: Scenario, policy: Policy, seeds: Sequence[int], tol: float = 0.02) -> Capacity:
-    """The highest stable arrival rate of a policy (programs per second), by bracketing and bisection."""
+def measure_capacity(
+    scenario: Scenario,
+    policy: Policy,
+    seeds: Sequence[int],
+    tol: float = 0.02,
+    *,
+    num_programs: int = CAPACITY_PROGRAMS,
+) -> Capacity:
+    """The highest stable arrival rate of a policy (programs per second), by bracketing and bisection.
+
+    `num_programs`: per lane, at least; with a synthetic workload.
+    """
     if not scenario.is_trace:
         # Long enough that requests in flight are few against those that arrived.
-        scenario = dataclasses.replace(scenario, num_programs=max(scenario.num_programs, CAPACITY_PROGRAMS))
+        scenario = dataclasses.replace(scenario, num_programs=max(scenario.num_programs, num_programs))
     # Full rows at once: overload needs them, and one program for all rates compiles sooner than several faster ones.
     scenario = dataclasses.replace(scenario, num_slots=static_of(scenario, policy).full_slots)
     flood = rollouts(scenario, policy, seeds, [20.0 * scenario.rate_per_s])[0]
@@ -96,6 +109,9 @@ def compare(
     baseline: str,
     metric: str = "e2e_mean_s",
     capacity_per_s: float | None = None,
+    capacity_of: str | None = None,
+    capacity_seeds: int | None = None,
+    capacity_programs: int = CAPACITY_PROGRAMS,
     confidence: float = 0.95,
     num_bootstrap: int = 2000,
     command: str = "",
@@ -105,7 +121,9 @@ def compare(
     """Run every policy at every load on the same seeds.
 
     Args:
-        loads: multiples of the capacity; the capacity is the baseline's highest stable rate unless given.
+        loads: multiples of the capacity; the capacity is the highest stable rate of `capacity_of` unless given.
+        capacity_of: one of `policies`; None: the baseline.
+        capacity_seeds, capacity_programs: how many seeds (None: all) and programs per lane that is measured with.
         baseline: name of the policy the others are compared with.
         metric: the metric that decides.
         say: progress callback.
@@ -115,11 +133,13 @@ def compare(
         scenario.check(policy)
     capacity = None
     if capacity_per_s is None:
-        say(f"measuring the capacity of {baseline}", 0, 1)
-        capacity = measure_capacity(scenario, policies[baseline], seeds)
+        of = capacity_of or baseline
+        say(f"measuring the capacity of {of}", 0, 1)
+        few = seeds[:capacity_seeds]
+        capacity = measure_capacity(scenario, policies[of], few, num_programs=capacity_programs)
         capacity_per_s = capacity.capacity
         note = (
-            f"highest stable rate of {baseline}, bisected to [{capacity.low:.4g}, {capacity.high:.4g}] programs/s "
+            f"highest stable rate of {of}, bisected to [{capacity.low:.4g}, {capacity.high:.4g}] programs/s "
             f"in {len(capacity.evaluations)} runs: at least 98 % of the arrivals of the second half delivered in it"
         )
     else:
@@ -153,7 +173,7 @@ def compare(
         notes=[*scenario.notes, *_warnings(results), f"Timelines: seed {seeds[0]} at load {_shown_load(loads):g}."],
         confidence=confidence,
         num_bootstrap=num_bootstrap,
-        bounds=[name for name, policy in policies.items() if policy.scheduler.sees_true_length],
+        bounds=[name for name, policy in policies.items() if policy.scheduler.is_bound],
     )
     return Comparison(data, results, capacity)
 

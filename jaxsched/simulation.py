@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsched.caching import with_block_size, with_cache, with_graphs
 from jaxsched.errors import UserError
+from jaxsched.foresight import with_foresight
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
@@ -27,7 +28,7 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
-from jaxsched.slots import first_slots, mean_turn
+from jaxsched.slots import first_slots
 from jaxsched.tiering import ClusterTiers, tier_params
 from jaxsched.workloads import Preset, Workload
 from jaxsched.xla import compiler_options, loop_is_native
@@ -54,7 +55,7 @@ class Lanes:
     request_axes: Any
     first_program: np.ndarray  # [lanes]: where a lane's window of the table begins
     start_us: np.ndarray  # [lanes] int64: when it begins
-    num_turns: int  # over all lanes, for progress
+    num_turns: int  # over all lanes, about: for progress, and to judge how long a run is
 
 
 def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: np.ndarray, stop: np.ndarray):
@@ -99,7 +100,7 @@ def synthetic_lanes(scenario: Scenario, policy: Policy, seeds: Sequence[int], ra
     lane_rates = np.repeat(np.asarray(rates, np.float32), len(seeds))
     generate = _generator(preset, scenario.num_programs, scenario.prediction_error)
     requests = generate(jnp.asarray(lane_seeds, jnp.uint32), jnp.asarray(lane_rates))
-    requests = _true_lengths(policy, requests)
+    requests = _with_truth(policy, requests, scenario)
     num = len(lane_seeds)
     first, stop = np.zeros(num, np.int64), np.full(num, scenario.num_programs)
     params, axes = _lane_params(scenario, policy, lane_seeds, first, stop)
@@ -119,7 +120,7 @@ def _generator(preset: Preset, num_programs: int, prediction_error: float):
 def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: int, seeds: Sequence[int]) -> Lanes:
     """One lane per window of the trace; all lanes share the table. Windows of `num_programs` start evenly spaced."""
     trace = with_block_size(trace, scenario)
-    requests = _true_lengths(policy, trace.to_requests(block_size=scenario.block_size))
+    requests = _with_truth(policy, trace.to_requests(block_size=scenario.block_size), scenario)
     width, total = scenario.num_programs, trace.num_programs
     if num_lanes > 1 and scenario.num_programs * num_lanes > total:
         width = max(total // num_lanes, 1)
@@ -132,11 +133,11 @@ def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: 
     return Lanes(params, axes, requests, request_axes, first, trace.program_arrival_us[first], turns)
 
 
-def _true_lengths(policy: Policy, requests: Requests) -> Requests:
-    """Oracle policies see the true output length."""
+def _with_truth(policy: Policy, requests: Requests, scenario: Scenario) -> Requests:
+    """What bounds know: true output lengths, or what is left of programs."""
     if policy.scheduler.sees_true_length:
-        return requests.replace(predicted_tokens=requests.output_tokens)
-    return requests
+        requests = requests.replace(predicted_tokens=requests.output_tokens)
+    return with_foresight(requests, scenario.timing) if policy.scheduler.spec.foresees else requests
 
 
 def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimStatic:
@@ -209,12 +210,11 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
 def programs(static: SimStatic, lanes: Lanes, num_devices: int, native_loop: bool | None = None):
     """Compiled start and chunk programs of lanes that divide over the devices.
 
-    `native_loop`: how XLA compiles the loop on a CPU (`xla.loop_is_native`); None: as the number of turns suggests.
+    `native_loop`: how XLA compiles the loop on a CPU (`xla.loop_is_native`); None: as is faster.
     """
     if native_loop is None:
-        _, _, turns_per_program = mean_turn(lanes.requests)
-        turns = turns_per_program * int(np.max(np.asarray(lanes.requests.num_programs)))
-        native_loop = loop_is_native(static, len(lanes.first_program) // num_devices, turns)
+        num_lanes = len(lanes.first_program)
+        native_loop = loop_is_native(static, num_lanes // num_devices)
     return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native_loop)
 
 
@@ -236,6 +236,8 @@ def _snapshot(state: State) -> dict[str, jax.Array]:
         "arrived": counts[Count.ARRIVED],
         "finished": counts[Count.FINISHED],
         "gone": counts[Count.REJECTED_SIZE] + counts[Count.REJECTED_QUEUE] + counts[Count.TIMED_OUT],
+        "begun": state.arrivals,
+        "done": counts[Count.PROGRAMS_DONE],
         "running": rows[_ROWS["running"]],
         "waiting": rows[_ROWS["waiting"]],
         "free": rows[_ROWS["free"]],

@@ -6,6 +6,7 @@ Imported before JAX starts, so JAX is imported inside functions here.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 
 #: Lanes per device up to which every machine's loop is one native function (`loop_is_native`).
 NATIVE_LOOP_LANES = 16
-#: Turns per device from which a native loop saves more time than its compilation, which takes longer, costs.
-NATIVE_LOOP_TURNS = 2**18
+#: Environment variable: "quick" compiles every machine in a hurry (`quick_compiler_options`). Tests set it.
+COMPILE_VARIABLE = "JAXSCHED_COMPILE"
 
 #: XLA:CPU compiles a loop that touches fewer bytes than this to one native function, and any other to a list of kernels
 #: called one by one, which for the machine's loop takes longer than the work inside (XLA: SmallWhileLoopHoistingPass).
 _LOOP_OPTION = "xla_cpu_small_while_loop_byte_threshold"
 _ANY_LOOP = 10**18
+_NO_TREES = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
 
 
 def ask_for_native_loops(environ: MutableMapping[str, str]) -> None:
@@ -34,19 +36,24 @@ def ask_for_native_loops(environ: MutableMapping[str, str]) -> None:
     environ["XLA_FLAGS"] = f"{flags} --xla_backend_extra_options={_LOOP_OPTION}={_ANY_LOOP}".strip()
 
 
-def loop_is_native(static: SimStatic, lanes_per_device: int, turns_per_lane: float = float("inf")) -> bool:
+def loop_is_native(static: SimStatic, lanes_per_device: int) -> bool:
     """Whether the machine's loop had better be one native function on a CPU (measured: docs/decisions/0002).
 
     With many lanes a kernel's call hardly counts, and V1 with runs is vectorised better kernel by kernel, unless there
-    are sessions. A short run is over before the compiler is.
+    are sessions. Compiling takes the same time either way.
     """
     faster = lanes_per_device <= NATIVE_LOOP_LANES or static.scheduler.family != "v1" or static.run_steps == 1
-    faster |= static.num_paused > 0
-    return faster and lanes_per_device * turns_per_lane >= NATIVE_LOOP_TURNS
+    return faster or static.num_paused > 0
 
 
-def compiler_options(native_loop: bool) -> dict[str, str | bool]:
-    """XLA options of the machine's programs, with their loop as one native function if asked for and possible.
+def compiler_options(native_loop: bool) -> dict[str, str | bool | int]:
+    """XLA options of the machine's programs: optimised, unless the environment says "quick" (`COMPILE_VARIABLE`)."""
+    hurry = os.environ.get(COMPILE_VARIABLE) == "quick"
+    return quick_compiler_options() if hurry else optimised_compiler_options(native_loop)
+
+
+def optimised_compiler_options(native_loop: bool) -> dict[str, str | bool | int]:
+    """XLA options for a fast machine, with its loop as one native function if asked for and possible.
 
     XLA:CPU splits every reduction of more than 32 elements in two kernels for the sake of float accuracy; ours are
     integers. Without that pass a micro-step takes 22-28 % less time.
@@ -55,19 +62,22 @@ def compiler_options(native_loop: bool) -> dict[str, str | bool]:
 
     if jax.default_backend() != "cpu":
         return {}
-    integers: dict[str, str | bool] = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
-    return integers | (_native_loop_options() if native_loop else {})
+    # The level is said, or XLA_FLAGS would choose it.
+    options: dict[str, str | bool | int] = {"xla_backend_optimization_level": 3, **_NO_TREES}
+    return options | (_native_loop_options() if native_loop else {})
 
 
-def quick_compiler_options() -> dict[str, int]:
-    """XLA options of a program that runs for a moment: on a CPU, without LLVM's optimisation.
+def quick_compiler_options() -> dict[str, str | bool | int]:
+    """XLA options of a program that runs for a moment: on a CPU one native loop, without LLVM's optimisation.
 
-    It compiles in half the time, runs five times as long, and gives the same integers; float32 sums may differ in the
-    last bit (measured: docs/decisions/0002).
+    It compiles in a fifth of the time, runs a tenth as fast, and gives the same integers; float32 sums may differ in
+    the last bit (measured: docs/decisions/0002).
     """
     import jax
 
-    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_backend_optimization_level": 0, **_NO_TREES, **_native_loop_options()}
 
 
 @functools.cache

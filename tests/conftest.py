@@ -17,8 +17,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
-from jaxsched.xla import ask_for_native_loops
+from jaxsched.xla import COMPILE_VARIABLE, ask_for_native_loops
 
+# Most programs of a test run for a moment: they are compiled without LLVM's optimisation, in a fifth of the time. What
+# runs for long says so (`optimised_compiler_options`), and tests/test_xla.py compares the two.
+os.environ.setdefault(COMPILE_VARIABLE, "quick")
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 ask_for_native_loops(os.environ)  # as the command line does
 
 import jax  # noqa: E402

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 import jaxsched as js
-from jaxsched.comparison import measure_capacity, timeline
+from jaxsched.comparison import measure_capacity, measure_rate, timeline
 from jaxsched.errors import UserError
 from jaxsched.metrics.histogram import RELATIVE_ERROR, upper_edges_us
 from jaxsched.scenario import Scenario, SloClass
 from jaxsched.timing import affine
-from jaxsched.workloads import Workload, get_preset
+from jaxsched.workloads import Preset, Workload, get_preset
+from jaxsched.workloads.arrivals import Renewal
+from jaxsched.workloads.laws import Constant, Exponential, LogNormalMixture
+from jaxsched.workloads.sessions import Pause, SessionSpec
 from tests.shared_data import shared_path
 
 SMALL = Scenario(
@@ -131,6 +134,25 @@ def test_capacity_is_that_of_a_server_whose_capacity_is_known():
     )  # fmt: skip
     capacity = measure_capacity(server, js.policies.get("vllm", max_num_seqs=1), seeds=range(4))
     assert capacity.capacity == pytest.approx(1.0, rel=0.04)
+
+
+def test_stability_of_programs_of_several_turns_is_that_of_whole_programs():
+    """Ten turns of 4 steps of 25 ms, one at a time: 1 program per second, though turns only arrive as they are served.
+
+    (At 1.5 times that rate 95 % of the turns that arrive are delivered. Of the programs, which share the server turn by
+    turn, 42 % are done in the time: exp(-c) with 1.5 (1 - exp(-c)) = c.)
+    """
+    spec = SessionSpec(
+        arrivals=Renewal(Exponential()), turns=Constant(10.0), first_prompt=Constant(1.0), new_tokens=Constant(1.0),
+        output=Constant(4.0), pauses=(Pause("none", 1.0, LogNormalMixture(((1.0, -9.0, 0.1),))),), max_turns=10,
+    )  # fmt: skip
+    server = dataclasses.replace(
+        SMALL, workload=Preset("ten_turns", "", "", spec, rate_per_s=0.5), num_instances=1, timing=affine(25_000, 0, 0),
+        num_programs=300, max_paused_programs=512, prefix_cache="off",
+    )  # fmt: skip
+    fast, slow = (measure_rate(server, js.policies.get("vllm", max_num_seqs=1), rate, [0]) for rate in (1.5, 0.6))
+    assert 0.3 * 1.5 < fast["throughput"] < 0.75 * 1.5 and fast["backlog_slope"] > 0.3
+    assert slow["throughput"] > 0.95 * 0.6
 
 
 def test_the_timeline_ends_empty(recorded):

@@ -281,6 +281,9 @@ class CompareSection(Section):
     baseline: str  # name of the policy the others are compared with
     metric: str = "e2e_mean_s"  # the metric that decides
     capacity: Literal["auto"] | PositiveFloat = "auto"  # requests per second that load 1.0 means; auto: measured
+    capacity_of: str | None = None  # auto: the policy whose highest stable rate it is; None: the baseline
+    capacity_seeds: PositiveInt | None = None  # ... measured on so many of the seeds; None: all
+    capacity_programs: PositiveInt = 2400  # ... and with at least so many programs per lane
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     num_bootstrap: PositiveInt = 2000
 
@@ -291,6 +294,8 @@ class CompareSection(Section):
             raise ValueError(f"`policies` has two entries of the same name: {names}")
         if self.baseline not in names:
             raise ValueError(f"`baseline` must be one of the policies {names}, found {self.baseline!r}")
+        if self.capacity_of is not None and self.capacity_of not in names:
+            raise ValueError(f"`capacity_of` must be one of the policies {names}, found {self.capacity_of!r}")
         if len(set(self.loads)) < len(self.loads):
             raise ValueError(f"`loads` has the same value twice: {self.loads}")
         return self

@@ -54,6 +54,8 @@ class Trajectory:
     arrived: np.ndarray  # [lanes, n] turns
     finished: np.ndarray
     gone: np.ndarray  # rejected or timed out
+    begun: np.ndarray  # programs that arrived (a window of a trace: those before it included)
+    done: np.ndarray  # programs that are done
     running: np.ndarray  # [lanes, n, instances]
     waiting: np.ndarray
     free: np.ndarray  # KV blocks

@@ -9,6 +9,7 @@ from jaxsched.errors import UserError
 from jaxsched.policies.aggressive import AGGRESSIVE
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
+from jaxsched.policies.clairvoyant import CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
@@ -36,7 +37,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     for entry in (
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
-        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP,
+        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"
@@ -46,7 +47,7 @@ RETENTIONS: dict[str, Retention] = {
     GITTINS_RETENTION.name: GITTINS_RETENTION,
     MINWASTE.name: MINWASTE,
 }
-GATE = "gate"
+GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
 OFFLOADS: dict[str, Offload] = {OFFLOAD.name: OFFLOAD}
 
@@ -60,7 +61,7 @@ def _lookup(table: dict, name: str, kind: str):
 
 
 def get(name: str, **params: float) -> Policy:
-    """The policy `name`: a scheduler, then in any order a retention rule, "gate" and a router, joined by "+".
+    """The policy `name`: a scheduler, then in any order a retention rule, a gate and a router, joined by "+".
 
     ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``, ``get("gittins+gate+program_sticky")``.
     """
@@ -86,8 +87,8 @@ def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = 
     first, *parts = scheduler.split("+")
     chosen = _lookup(SCHEDULERS, first, "policy")
     for part in parts:
-        if part not in (*RETENTIONS, GATE, *OFFLOADS):
-            _lookup({**RETENTIONS, GATE: None, **OFFLOADS, **ROUTERS}, part, "part of a policy")
+        if part not in (*RETENTIONS, GATE, PEAK, *OFFLOADS):
+            _lookup({**RETENTIONS, GATE: None, PEAK: None, **OFFLOADS, **ROUTERS}, part, "part of a policy")
         chosen = _with_part(chosen, part)
     policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))
     return policy.with_params(**params) if params else policy
@@ -104,6 +105,10 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", order=spec.order or arrival_order)
     if part == GATE:
         return dataclasses.replace(scheduler, spec=dataclasses.replace(spec, gate=True))
+    if part == PEAK:
+        spec = dataclasses.replace(spec, gate=True, gate_final=True, foresees=True)
+        defaults = {**scheduler.defaults, "gate_fraction": PEAK_FRACTION}
+        return dataclasses.replace(scheduler, spec=spec, defaults=defaults)
     if part in OFFLOADS:
         spill = OFFLOADS[part]
         return _offloading(dataclasses.replace(scheduler, spec=spec), spill.rule, spill.params)

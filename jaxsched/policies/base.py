@@ -40,6 +40,12 @@ class Scheduler:
     tier_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `TIER_SETTINGS`, if it offloads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether it knows what no engine can know."""
+        retain = self.spec.retain
+        return self.sees_true_length or self.spec.foresees or (retain is not None and retain.sees_pause)
+
 
 @dataclasses.dataclass(frozen=True)
 class Retention:

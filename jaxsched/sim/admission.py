@@ -89,6 +89,7 @@ def queue_view(event: Event) -> QueueView:
     static, slots, columns = event.static, event.slots, event.columns()
     row = columns[:, Col.REQUEST]
     program = event.requests.program[row]
+    pinned = event.runs.is_pinned(row) if static.pins else jnp.zeros_like(slots.order, bool)
     now_epoch, now_us = event.stamp(event.now)
     return QueueView(
         now_epoch=now_epoch,
@@ -97,7 +98,7 @@ def queue_view(event: Event) -> QueueView:
         program=program,
         first_turn_mask=program == row,
         preempted_mask=columns[:, Col.PREEMPTIONS] > 0,
-        pinned_mask=event.runs.is_pinned(row) if static.retains else jnp.zeros_like(slots.order, bool),
+        pinned_mask=pinned,
         waiting_mask=slots.order == WAITING,
         running_mask=event.running_mask,
         known_tokens=slots.known,
@@ -109,7 +110,16 @@ def queue_view(event: Event) -> QueueView:
         wait_us=event.since(event.now, columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
         advanced_mask=None if event.service is None else event.service.advanced(slots.known),
         attained_us=None if event.service is None else event.service.attained(event.running_mask),
+        remaining_us=_remaining_us(event, row, pinned) if static.scheduler.foresees else None,
     )
+
+
+def _remaining_us(event: Event, row: Int[Array, " s"], pinned: Bool[Array, " s"]) -> Int[Array, " s"]:
+    """Work left of each slot's program (bounds only); saturates."""
+    future = event.requests.foresight
+    assert future is not None
+    again = jnp.where(pinned, 0, future.history_us[row])
+    return jnp.minimum(future.remaining_us[row], 2**30) + jnp.minimum(again, 2**30 - 1)
 
 
 def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
@@ -120,11 +130,19 @@ def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
     """
     static, kv = event.static, event.runs
     begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
-    blocks = jnp.sum(jnp.where(begun, ceil_blocks(static, view.known_tokens), 0)) + kv.paused_blocks()
     waiting_rows = jnp.where(view.waiting_mask, view.row, -2)
-    blocks -= kv.blocks_of(waiting_rows)  # counted with the turns that wait for them
+    if static.scheduler.gate_final:  # all as large as they will grow
+        future = event.requests.foresight
+        assert future is not None
+        final = lambda rows: ceil_blocks(static, future.final_tokens[jnp.maximum(rows, 0)])
+        own, paused = final(view.row), kv.paused_rows(waiting_rows)
+        blocks = jnp.sum(jnp.where(begun, own, 0)) + jnp.sum(jnp.where(paused >= 0, final(paused), 0))
+    else:
+        own = ceil_blocks(static, view.known_tokens)
+        blocks = jnp.sum(jnp.where(begun, own, 0)) + kv.paused_blocks()
+        blocks -= kv.blocks_of(waiting_rows)  # counted with the turns that wait for them
     limit = event.params.scheduler.gate_fraction * event.params.usable_blocks[event.m].astype(jnp.float32)
-    would_be = (blocks + ceil_blocks(static, view.known_tokens)).astype(jnp.float32)
+    would_be = (blocks + own).astype(jnp.float32)
     return (would_be < limit) | (event.inst.running == 0)
 
 

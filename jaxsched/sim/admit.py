@@ -1,4 +1,4 @@
-"""Admission by a policy's own estimate of memory, on top of the engine's tests (docs/semantics.md, section 11).
+"""Admission by a policy's own estimate of memory, on top of the engine's tests (docs/semantics.md, section 12).
 
 A head sees the admitted requests and the candidate, and what the instance has learned of output lengths so far. It is
 not asked when nothing runs: so nobody waits for ever for memory that is free.

@@ -8,6 +8,14 @@ from flax import struct
 from jaxtyping import Array, Int
 
 
+class Foresight(struct.PyTreeNode):
+    """What only a bound may know of each turn (jaxsched/foresight.py)."""
+
+    remaining_us: Int[Array, " n"]  # engine work of the turn and those after it in its program, its history cached
+    history_us: Int[Array, " n"]  # work to compute that history again
+    final_tokens: Int[Array, " n"]  # largest context of the turn and those after it
+
+
 class Requests(struct.PyTreeNode):
     """Turns of programs.
 
@@ -50,6 +58,8 @@ class Requests(struct.PyTreeNode):
     needed: Int[Array, " n"] | None = None  # later turns: edges that must fire; first turns: turns of the program
     not_before: Int[Array, "n 2"] | None = None  # earliest arrival after the program's (epochs, us); None = all 0
     heir: Int[Array, " n"] | None = None  # with chains: row of the turn that goes on with this one's, -1 = none
+
+    foresight: Foresight | None = None  # None: the policy is no bound
 
     @property
     def num_rows(self) -> int:

@@ -8,11 +8,11 @@ least recently sent first and the end of a prompt before its beginning; the real
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.sim.oldest import take_oldest
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
 
@@ -79,31 +79,10 @@ def add(static: SimStatic, sent: Sent, found: Match, m: Int[Array, ""], limit: A
     blocks = sent.blocks.at[m, index].set(after, mode="drop")
     stamp = sent.stamp.at[m, index].set(sent.clock + order, mode="drop")
     owed = jnp.where(active, jnp.maximum(size[m] - jnp.floor(limit).astype(jnp.int32), 0), 0)
-    left = blocks[m] - _oldest(blocks[m], stamp[m], owed)
+    left = blocks[m] - take_oldest(stamp[m], blocks[m], owed)
     return Sent(
         blocks=blocks.at[m].set(left),
         stamp=stamp,
         size=size - jnp.where(here, owed, 0),
         clock=sent.clock + jnp.where(active, index.shape[0], 0),
     )
-
-
-def _oldest(blocks: Int[Array, " e"], stamp: Int[Array, " e"], owed: Int[Array, ""]) -> Int[Array, " e"]:
-    """How many blocks of each entry are the `owed` least recently sent ones. Stamps of entries with blocks differ."""
-
-    def unsettled(bounds: tuple[Array, Array]) -> Array:
-        low, high = bounds
-        return low < high
-
-    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        # The largest threshold below which no more blocks lie than are owed.
-        low, high = bounds
-        middle = high - ((high - low) >> 1)
-        fits = jnp.sum(jnp.where(stamp < middle, blocks, 0)) <= owed
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle - 1)
-
-    most = jnp.max(stamp) + 1
-    threshold, _ = jax.lax.while_loop(unsettled, halve, (jnp.where(owed > 0, 0, most), most))
-    whole = (stamp < threshold) & (owed > 0)
-    rest = owed - jnp.sum(jnp.where(whole, blocks, 0))
-    return jnp.where(whole, blocks, jnp.where((stamp == threshold) & (owed > 0), jnp.minimum(rest, blocks), 0))

@@ -1,4 +1,4 @@
-"""Attained service: how long calls, and the programs they belong to, have been served (docs/semantics.md, section 10).
+"""Attained service: how long calls, and the programs they belong to, have been served (docs/semantics.md, section 11).
 
 Service of a call is the time it was admitted: from each admission to the preemption or finish that ended it. A
 program's is what a rule makes of that of its finished calls (`ServiceRule.finished`: their sum, or the longest chain

@@ -37,6 +37,8 @@ class SchedulerSpec:
     asynchronous: bool = False  # one step ahead: schedule step k+1 when step k starts
     retain: RetainHead | None = None  # pins the KV of paused programs; None: least recently released (vLLM)
     gate: bool = False  # new programs enter only while the contexts of begun ones leave room
+    gate_final: bool = False  # ... counted as large as they will grow: a bound
+    foresees: bool = False  # a bound: reads `Requests.foresight`
     admit: AdmitHead | None = None  # a memory test at admission beyond the engine's own (V1 family)
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
@@ -44,6 +46,8 @@ class SchedulerSpec:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"unknown scheduler family {self.family!r}, expected one of {FAMILIES}")
+        if self.gate_final and not (self.gate and self.foresees):
+            raise ValueError("a gate on final contexts is a gate, and foresees")
         if self.admit is not None and (self.family != "v1" or self.asynchronous):
             raise ValueError("admission heads need a synchronous V1 engine")
         if self.service is not None and (self.order is None or self.asynchronous):

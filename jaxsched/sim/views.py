@@ -30,6 +30,7 @@ class QueueView(struct.PyTreeNode):
     pinned_mask: Bool[Array, " s"]  # the context it will find is pinned (retention policies)
     #: It has yielded a token since its admission (schedulers with a `ServiceRule`).
     advanced_mask: Bool[Array, " s"] | None = None
+    remaining_us: Int[Array, " s"] | None = None  # work left of its program, history included unless pinned (bounds)
     attained_us: Int[Array, " s"] | None = None  # service that counts for the call (schedulers with a `ServiceRule`)
 
 

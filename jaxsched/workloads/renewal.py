@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from jaxsched.errors import UserError
 from jaxsched.workloads.arrivals import Renewal
 from jaxsched.workloads.generate import RequestSpec
-from jaxsched.workloads.laws import Constant, Exponential, Gamma, Hyperexponential, Law
+from jaxsched.workloads.laws import Constant, Exponential, Gamma, Hyperexponential, Law, Uniform
 from jaxsched.workloads.names import nearest
 
 INTERARRIVAL = ("exponential", "deterministic", "gamma")
-SIZE = ("constant", "exponential", "hyperexponential")
+SIZE = ("constant", "uniform", "exponential", "hyperexponential")  # uniform: from 2/3 to 4/3 of the mean
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class RenewalSpec:
         gaps: dict[str, Law] = {"exponential": Exponential(), "deterministic": Constant(), "gamma": Gamma(cv=self.cv)}
         sizes: dict[str, Law] = {
             "constant": Constant(self.mean_output_tokens),
+            "uniform": Uniform(2.0 * self.mean_output_tokens / 3.0, 4.0 * self.mean_output_tokens / 3.0),
             "exponential": Exponential(self.mean_output_tokens),
             "hyperexponential": Hyperexponential(scv=self.scv, scale=self.mean_output_tokens),
         }

@@ -231,6 +231,23 @@ CHAT_SESSIONS = Preset(
     rate_per_s=2.0,
 )
 
+CHAT_MULTIROUND = Preset(
+    "chat_multiround",
+    "Chats of 2-9 turns that share nothing with one another, with a user who reads and types between the turns",
+    "messages and answers as ShareGPT (Vidur experiments), 5.5 turns as FastSwitch's; think times are judgement",
+    SessionSpec(
+        arrivals=_POISSON,
+        turns=Discrete((0.0, *[0.125] * 8)),  # mean 5.5
+        first_prompt=SHAREGPT_PROMPT,
+        new_tokens=SHAREGPT_PROMPT,
+        output=SHAREGPT_OUTPUT,
+        pauses=(Pause("user", 1.0, _lognormal(2.7, 1.0, high=600.0)),),
+        max_context_tokens=16_384,
+        max_turns=9,
+    ),
+    rate_per_s=1.0,
+)
+
 # -- Staged pipeline --------------------------------------------------------------------------------------------------
 
 TEXT2SQL = Preset(
@@ -290,6 +307,7 @@ SESSION_PRESETS: tuple[Preset, ...] = (
     TAU_AGENTS,
     CODING_INTERACTIVE,
     CHAT_SESSIONS,
+    CHAT_MULTIROUND,
     TEXT2SQL,
     SUB_AGENTS,
 )

@@ -55,6 +55,7 @@ class Context:
     next_turn: int  # row
     program: int  # row of its first turn; in a graph, of its chain's
     deadline_us: float | None  # end of its time to live, infinity = until the return, None = none
+    final_tokens: int  # of the next turn (for bounds)
     blocks: list[Block] = field(default_factory=list)  # from the beginning on
     is_pinned: bool = False
 
@@ -276,7 +277,7 @@ class CachingPool:
             self._leave_context(block)
         self.loading[request.row] = own_end_us
         self.contexts = [c for c in self.contexts if c.program != request.owner]
-        self.contexts.append(Context(request.row, request.owner, None, own, is_pinned=True))
+        self.contexts.append(Context(request.row, request.owner, None, request.final_tokens, own, is_pinned=True))
 
     def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
         """At the start of a schedule() call."""

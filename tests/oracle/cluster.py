@@ -154,6 +154,7 @@ class _Cluster:
             output_stream=workload.output_stream[row] if workload.output_stream else ("o", row),
             program=self.program[row],
             **self._context(row),
+            **self._foresight(row),
         )
         self.instances[record.instance].arrive(request, now_us)
         self.num_joined += record.fate == "unfinished"
@@ -173,6 +174,18 @@ class _Cluster:
                         start_us = self.records[self.program[later]].arrival_us
                         floor_us = start_us + not_before[later] if not_before is not None else 0
                         heapq.heappush(self.returns, (max(*self.due[later], floor_us), later))
+
+    def _foresight(self, row: int) -> dict[str, int]:
+        """What bounds know of a turn."""
+        workload = self.workload
+        if workload.remaining_us is None or workload.history_us is None or workload.final_tokens is None:
+            return {}
+        return {
+            "remaining_us": workload.remaining_us[row],
+            "history_us": workload.history_us[row],
+            "final_tokens": workload.final_tokens[row],
+            "next_final_tokens": workload.final_tokens[workload.next_turn[row]],
+        }
 
     def _home(self, row: int) -> int | None:
         """Instance of the program's previous turn; in a graph, of the one whose edge fired last."""

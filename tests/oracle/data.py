@@ -14,7 +14,8 @@ Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negat
 
 Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
 Order = Literal[
-    "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas"
+    "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas",
+    "srpt_program",
 ]  # fmt: skip
 Retention = Literal["", "static_ttl", "preserve", "clair"]
 Router = Literal[
@@ -49,11 +50,13 @@ class EngineConfig:
     ewsjf_num_queues: int = 8
     ewsjf_w: float = 1.0
     switch_update_us: int = 1_000_000  # of fastswitch: how often priorities are drawn
+    loaded_first: bool = True  # fastswitch: who has been swapped in goes before all
     prefix_caching: bool = False
     retention: Retention = ""  # time to live of a paused program's context (needs prefix caching)
     ttl_us: int = 0  # of static_ttl
     clair_price: float = 0.01
     gate_fraction: float = 0.0  # of the pool; 0 = no gate
+    gate_final: bool = False  # contexts count as large as they will grow
     admission: Literal["", "past_future", "conservative"] = ""
     max_output: int = 4096  # longest output that both reckon with
     reserved: float = 0.05  # past_future
@@ -118,6 +121,11 @@ class Workload:
     #: only lists the turns of a program and `pause_us` is not read. And its earliest arrival after the program's.
     waits: list[list[tuple[int, str, int]]] | None = None
     not_before: list[int] | None = None
+
+    #: What bounds know of each turn: work left of its program, work to compute its history again, largest context.
+    remaining_us: list[int] | None = None
+    history_us: list[int] | None = None
+    final_tokens: list[int] | None = None
 
     @staticmethod
     def simple(arrival_us: list[int], prompt_tokens: list[int], output_tokens: list[int], **columns: Any) -> Workload:
@@ -189,6 +197,10 @@ class Request:
     owner: int = -1  # whose context its blocks are: the program; in a graph the row at which its chain began
     next_on_chain: int = -1  # row of the next turn if that goes on with this one's content
     next_pause_us: int = 0  # the pause before it: for `clair` only
+    remaining_us: int = 0  # for bounds only, as `Workload` has them
+    history_us: int = 0
+    final_tokens: int = 0
+    next_final_tokens: int = 0  # ... of the next turn on the chain
     chain: int = -1  # identity of the turn's own content
     shared_blocks: int = 0  # full blocks of the prefix shared with other programs: not the program's own
     computed: int = 0  # tokens whose KV exists or is scheduled

@@ -294,7 +294,8 @@ class Instance:
         if request.next_on_chain < 0:
             return None
         ttl_us = self._time_to_live(request)
-        return Context(request.next_on_chain, request.owner, now_us + ttl_us if ttl_us > 0 else None)
+        deadline_us = now_us + ttl_us if ttl_us > 0 else None
+        return Context(request.next_on_chain, request.owner, deadline_us, request.next_final_tokens)
 
     def _time_to_live(self, request: Request) -> float:
         config = self.config
@@ -326,8 +327,11 @@ class Instance:
             return True
         begun = self.running + [r for r in self.waiting if r.row != r.program]
         waiting_rows = {r.row for r in self.waiting}
-        blocks = sum(ceil_div(r.num_tokens, config.block_size) for r in begun)
-        blocks += sum(len(c.blocks) for c in self.pool.contexts if c.next_turn not in waiting_rows)
+        paused = [c for c in self.pool.contexts if c.next_turn not in waiting_rows]
+        if config.gate_final:
+            tokens = [r.final_tokens for r in [*begun, request]] + [c.final_tokens for c in paused]
+            return sum(ceil_div(t, config.block_size) for t in tokens) < config.gate_fraction * config.usable_blocks
+        blocks = sum(ceil_div(r.num_tokens, config.block_size) for r in begun) + sum(len(c.blocks) for c in paused)
         return blocks + ceil_div(request.prompt_tokens, config.block_size) < config.gate_fraction * config.usable_blocks
 
     def _remove(self, request: Request, now_us: int, context: Context | None = None) -> None:

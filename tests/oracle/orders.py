@@ -26,6 +26,8 @@ def order_key(config: EngineConfig, request: Request, now_us: int, pinned: Colle
     if config.order in BY_SERVICE:
         return _service_key(config, request, now_us, request.row in pinned)
     if config.order == "fastswitch":
+        if config.loaded_first and not request.is_running and request.row in pinned:
+            return -1
         period_us = config.switch_update_us
         period = now_us // EPOCH_US * (EPOCH_US // period_us + 1) + now_us % EPOCH_US // period_us
         return _mix(_mix(period * 0x9E3779B9 & 0xFFFFFFFF) ^ request.program) & 0x7FFFFFFF
@@ -37,6 +39,14 @@ def order_key(config: EngineConfig, request: Request, now_us: int, pinned: Colle
         if attained <= config.mlfq_quantum * 2**level:
             return level
     return config.mlfq_levels - 1
+
+
+def _program_work(config: EngineConfig, request: Request, is_pinned: bool) -> tuple[int, int]:
+    """Class, and work left of the program in units of 8 us."""
+    work_us = request.remaining_us + (0 if is_pinned else request.history_us)
+    if request.record.preemptions > 0:
+        return 0, work_us // 8
+    return (1 if is_pinned and config.pinned_first else 2), work_us // 8
 
 
 def _service_key(config: EngineConfig, request: Request, now_us: int, is_pinned: bool) -> int:
@@ -78,6 +88,8 @@ def choose(config: EngineConfig, waiting: list[Request], now_us: int, pinned: Co
         return Choice(
             min(ready, key=lambda r: (r.record.preemptions == 0 and 1 + (r.row not in pinned), r.program, r.sequence))
         )
+    if config.order == "srpt_program":
+        return Choice(min(ready, key=lambda r: (*_program_work(config, r, r.row in pinned), r.sequence)))
     if config.order == "sjf":
         return Choice(min(ready, key=lambda r: (r.predicted_tokens, r.sequence)))
     if config.order in PREEMPTIVE:

@@ -48,6 +48,7 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "plas": ("vllm", "plas", False),
     "atlas": ("vllm", "atlas", False),
     "fastswitch": ("vllm", "fastswitch", False),
+    "srpt_program": ("vllm", "srpt_program", False),
 }
 #: The reference's `admission` with "vllm", by name of the scheduler.
 ADMISSIONS = ("past_future", "conservative")
@@ -213,6 +214,10 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
     size = variant.size
     parts = variant.parts
     by_service: dict[str, Any] = {}
+    if order == "fastswitch":
+        by_service = {"loaded_first": draw.random() < 0.5}
+    if order == "srpt_program":
+        by_service = {"pinned_first": draw.randrange(2)}
     if order in ("plas", "atlas"):
         by_service = {
             "quantum_us": draw.choice([5, 20, 80]) * 1000,
@@ -230,7 +235,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
             "reserved": draw.choice([0.0, 0.05, 0.25]),
             "overcommit": draw.choice([0.75, 1.0, 1.5]),
         }
-    rule = next((part for part in parts if part not in ("gate", "offload")), "")
+    rule = next((part for part in parts if part not in ("gate", "peak", "offload")), "")
     if parts and order == "fcfs":
         order = "arrival"  # a queue that pins and the gate can look into
     longest = size.max_prompt + size.max_output
@@ -264,12 +269,20 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         retention=rule,  # type: ignore[arg-type]
         ttl_us=draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0,
         clair_price=draw.choice([0.001, 0.003, 0.01]) if rule == "clair" else 0.0,
-        gate_fraction=draw.choice([0.25, 0.5, 0.75, 1.0]) if "gate" in parts else 0.0,  # exact in float32
+        gate_fraction=_gate_fraction(parts, draw),
+        gate_final="peak" in parts,
         tiers=_random_tiers(variant, draw, on_lattice) if variant.tiers else None,
         **ORDER_CONFIG,
         **by_service,
         **admission,
     )
+
+
+def _gate_fraction(parts: list[str], draw: random.Random) -> float:
+    """All exact in float32."""
+    if "peak" in parts:
+        return draw.choice([1.0, 2.0, 4.0, 8.0])
+    return draw.choice([0.25, 0.5, 0.75, 1.0]) if "gate" in parts else 0.0
 
 
 def _random_tiers(variant: Variant, draw: random.Random, on_lattice: bool) -> TierConfig:
@@ -314,6 +327,10 @@ def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) ->
             shared |= random_forks(*history)
     elif variant.cache != "none":
         shared = _share(variant, draw, prompt, output, next_turn[:], num_programs)
+    if variant.base == "srpt_program":  # any numbers: what they should be is tested apart
+        shared["remaining_us"] = [draw.choice([0, 8, draw.randrange(4000)]) for _ in prompt]
+        shared["history_us"] = [draw.choice([0, draw.randrange(4000)]) for _ in prompt]
+        shared["final_tokens"] = [draw.randint(1, size.max_prompt) for _ in prompt]
     return Workload(
         num_programs=num_programs,
         arrival_us=arrival + [0] * (num - num_programs),
@@ -413,6 +430,11 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
 
 def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, np.ndarray]:
     """Orders by attained service take their parameters lane by lane."""
+    if variant.base == "fastswitch":
+        rows = [(e.switch_update_us // 1000, int(e.loaded_first)) for e in engines]
+        return {"order": np.asarray(rows, np.int32)}
+    if variant.base == "srpt_program":
+        return {"order": np.asarray([(e.pinned_first,) for e in engines], np.int32)}
     if variant.base not in ("plas", "atlas"):
         return {}
     rows = [(e.quantum_us // 1000, e.num_levels, e.starvation_ratio, int(e.preempts), e.pinned_first) for e in engines]

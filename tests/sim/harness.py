@@ -16,10 +16,10 @@ from jaxsched.sim.event import apply_pending
 from jaxsched.sim.invariants import violations
 from jaxsched.sim.machine import advance, end_of_chunk, init_state, is_done, micro_step
 from jaxsched.sim.params import SimParams
-from jaxsched.sim.requests import Requests
+from jaxsched.sim.requests import Foresight, Requests
 from jaxsched.sim.state import Fate, State
 from jaxsched.sim.static import SimStatic
-from tests.compiling import QUICK_COMPILE
+from jaxsched.xla import loop_is_native, optimised_compiler_options, quick_compiler_options
 from tests.oracle.data import Record, Workload
 
 CHUNK = 64  # micro-steps between epoch rebases
@@ -65,6 +65,9 @@ def to_requests(workload: Workload, pad_to: int, blocks: tuple[int, int] | None 
         content[: len(ids)] = ids
         shared = {"content": content, "content_start": column(starts)}
         shared |= {name: column(getattr(workload, name), -1) for name in ("chain", "group", "group_tokens")}
+    if workload.remaining_us is not None:
+        names = ("remaining_us", "history_us", "final_tokens")
+        shared["foresight"] = Foresight(**{name: column(getattr(workload, name)) for name in names})
     if workload.waits is not None:
         shared |= _graph_columns(workload, pad_to, program)
     return Requests(
@@ -125,13 +128,15 @@ def stack(trees):
 
 def _compiled_for_its_length(function: Callable) -> Callable:
     """`function` (static, params, requests) jitted: in a hurry for small batches, optimised for large ones."""
-    quick = jax.jit(function, static_argnums=0, compiler_options=QUICK_COMPILE)
-    optimised = jax.jit(function, static_argnums=0)
+    jitted = functools.partial(jax.jit, function, static_argnums=0)
+    quick = jitted(compiler_options=quick_compiler_options())
+    optimised = {native: jitted(compiler_options=optimised_compiler_options(native)) for native in (False, True)}
 
     @functools.wraps(function)
     def run(static: SimStatic, params: SimParams, requests: Requests):
         lanes, rows = requests.prompt_tokens.shape
-        return (quick if lanes * rows < LONG_RUN else optimised)(static, params, requests)
+        compiled = quick if lanes * rows < LONG_RUN else optimised[loop_is_native(static, lanes)]
+        return compiled(static, params, requests)
 
     return run
 

@@ -23,20 +23,18 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Count, Flag
 from jaxsched.sim.static import SimStatic
-from tests.oracle.cluster import Result, simulate
 from tests.oracle.data import RouterConfig
 from tests.sim.clusters import (
     LATTICE_US,
     SMALL,
-    TIMINGS,
     Lane,
     Size,
     Variant,
     lane_inputs,
     random_lane,
-    reference_step_time,
 )
-from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes, run_lanes_checked
+from tests.sim.differential import assert_equal_lane, reference
+from tests.sim.harness import run_lanes, run_lanes_checked
 
 NUM_QUICK = 3  # variants that always run
 LANES = 120  # of each variant; five times as many with --full
@@ -122,17 +120,6 @@ def _inputs(variant: Routed, lanes: list[Lane]) -> tuple[SimParams, Requests]:
     return params.replace(route=route, cache_delay_us=late), requests
 
 
-def _reference(variant: Variant, lane: Lane) -> Result:
-    return simulate(
-        lane.workload,
-        lane.engine,
-        reference_step_time(TIMINGS[lane.timing]),
-        num_instances=variant.size.num_instances,
-        router=lane.router,
-        uniform=machine_uniform(lane.router.seed),
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_every_turn_goes_where_the_reference_sends_it(variant: Routed, full_size: bool) -> None:
@@ -146,18 +133,17 @@ def test_every_turn_goes_where_the_reference_sends_it(variant: Routed, full_size
         if int(state.flags[i]) & (Flag.CACHE_COPIES | Flag.CACHE_ENTRIES):
             seen["flagged"] += 1
             continue
-        result = _reference(variant, lane)
+        result = reference(variant, lane)
         if result.smallest_gap < 1e-5:
             seen["close"] += 1
             continue
-        difference = first_difference(result.records, machine_records(state, i, len(lane.workload.prompt_tokens)))
-        assert not difference, f"lane {i}, {lane.engine}, {lane.router}, timing {lane.timing}:{difference}"
+        assert_equal_lane(state, i, lane, result)
         seen[lane.router.kind] += 1
         seen["hits"] += sum(record.cached_tokens_total > 0 for record in result.records)
         seen["preemptions"] += sum(record.preemptions for record in result.records)
         if i < 20:
             load = dataclasses.replace(lane, router=dataclasses.replace(lane.router, kind="least_outstanding"))
-            other = _reference(variant, load).records
+            other = reference(variant, load).records
             seen["decided"] += any(a.instance != b.instance for a, b in zip(result.records, other, strict=True))
     print(f"{variant.name}: {dict(seen)}")
     assert seen["flagged"] + seen["close"] <= len(lanes) // 5, seen

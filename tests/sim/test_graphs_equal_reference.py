@@ -17,7 +17,8 @@ from jaxsched.sim.state import Count, Flag, Hist
 from tests.oracle.cluster import simulate
 from tests.oracle.data import RouterConfig, Workload
 from tests.sim.clusters import RETENTION, SMALL, TIMINGS, Lane, Variant, lane_inputs, random_lane, reference_step_time
-from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes, run_lanes_checked
+from tests.sim.differential import assert_equal_lane, reference
+from tests.sim.harness import run_lanes, run_lanes_checked
 
 LANES = 150  # of each variant; five times as many with --full
 
@@ -69,21 +70,13 @@ def test_every_record_equals_the_reference_and_runs_equal_single_steps(
     counts = np.asarray(runs.metrics.counts)
     seen: Counter[str] = Counter()
     for i, lane in enumerate(lanes):
-        result = simulate(
-            lane.workload,
-            lane.engine,
-            reference_step_time(TIMINGS[lane.timing]),
-            num_instances=variant.size.num_instances,
-            router=lane.router,
-            uniform=machine_uniform(lane.router.seed),
-        )
+        result = reference(variant, lane)
         records = result.records
         if runs.flags[i] & Flag.CACHE_COPIES:  # chains of runs say where they do not hold the content exactly
             seen["copies"] += 1
             continue
         seen.update(result.noted)
-        difference = first_difference(records, machine_records(runs, i, len(lane.workload.prompt_tokens)))
-        assert not difference, f"lane {i}, {lane.engine}, {lane.router}, timing {lane.timing}:{difference}"
+        assert_equal_lane(runs, i, lane, result)
         assert runs.flags[i] == (Flag.STUCK if any(result.stuck) else 0)
         done = _programs_done(lane.workload, records)
         assert counts[i, Count.PROGRAMS_DONE] == len(done)

@@ -15,8 +15,9 @@ from jaxsched.sim.arrivals import hash_bits
 from jaxsched.sim.state import Count, Flag, Hist
 from tests.oracle.cluster import simulate
 from tests.sim.clusters import SLOS_US, TIMINGS, Variant, lane_inputs, random_lane, reference_step_time
+from tests.sim.differential import assert_equal_lane, reference
 from tests.sim.expected_metrics import Expected
-from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes
+from tests.sim.harness import first_difference, machine_uniform, run_lanes
 
 EPISODES = 40  # of each variant; five times as many with --full
 VARIANTS = [
@@ -70,19 +71,11 @@ def test_every_record_counter_and_histogram_equals_the_reference(
     counts, flags = np.asarray(state.metrics.counts), np.asarray(state.flags)
     seen: Counter[str] = Counter()
     for i, lane in enumerate(lanes):
-        result = simulate(
-            lane.workload,
-            lane.engine,
-            reference_step_time(TIMINGS[lane.timing]),
-            num_instances=variant.size.num_instances,
-            router=lane.router,
-            uniform=machine_uniform(lane.router.seed),
-        )
+        result = reference(variant, lane)
         if result.smallest_gap < CLOSE:
             seen["too_close"] += 1
             continue
-        difference = first_difference(result.records, machine_records(state, i, len(lane.workload.prompt_tokens)))
-        assert not difference, f"lane {i}, {lane.engine}, {lane.router}, timing {lane.timing}:{difference}"
+        assert_equal_lane(state, i, lane, result)
         assert flags[i] == (Flag.STUCK if any(result.stuck) else 0)
         expected = Expected(lane.workload, result, variant.measured, SLOS_US)
         _assert_equal_metrics(variant, expected, counts[i], histograms[i])

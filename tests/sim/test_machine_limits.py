@@ -11,7 +11,8 @@ from jaxsched.sim.state import Count, Flag
 from jaxsched.sim.static import SimStatic
 from tests.oracle.cluster import simulate
 from tests.sim.clusters import TIMINGS, Lane, Size, Variant, lane_inputs, random_lane, reference_step_time
-from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes, run_lanes_checked
+from tests.sim.differential import assert_equal_lane, reference
+from tests.sim.harness import first_difference, machine_records, run_lanes, run_lanes_checked
 
 LANES = 128
 CROWDED = Size(1, 8, 32, 120, 24, (200, 400, 2000))
@@ -28,15 +29,7 @@ def run_checked(variant: Variant, lanes: list[Lane], static: SimStatic):
 
 
 def assert_equal_to_the_reference(variant: Variant, lane: Lane, state, i: int) -> None:
-    result = simulate(
-        lane.workload,
-        lane.engine,
-        reference_step_time(TIMINGS[lane.timing]),
-        num_instances=variant.size.num_instances,
-        router=lane.router,
-        uniform=machine_uniform(lane.router.seed),
-    )
-    assert first_difference(result.records, machine_records(state, i, len(lane.workload.prompt_tokens))) == ""
+    assert_equal_lane(state, i, lane, reference(variant, lane))
 
 
 @pytest.mark.slow

@@ -17,9 +17,9 @@ import jaxsched as js
 from jaxsched import caching, simulation
 from jaxsched.sim.invariants import Violation
 from jaxsched.sim.state import Count, Flag
-from tests.oracle.cluster import simulate
-from tests.sim.clusters import SMALL, TIMINGS, Lane, Variant, lane_inputs, random_lane, reference_step_time
-from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes, run_lanes_checked
+from tests.sim.clusters import SMALL, Lane, Variant, lane_inputs, random_lane
+from tests.sim.differential import assert_equal_lane, reference
+from tests.sim.harness import first_difference, machine_records, run_lanes, run_lanes_checked
 
 EPISODES = 30  # of each variant; five times as many with --full
 VARIANTS = [
@@ -44,25 +44,13 @@ def test_every_record_and_hit_equals_the_reference(variant: Variant, full_size: 
         if int(state.flags[i]) & (Flag.CACHE_COPIES | Flag.CACHE_ENTRIES):
             seen["flagged"] += 1
             continue
-        result = _reference(variant, lane)
-        difference = first_difference(result.records, machine_records(state, i, len(lane.workload.prompt_tokens)))
-        assert not difference, f"lane {i}, {lane.engine}:{difference}"
+        result = reference(variant, lane)
+        assert_equal_lane(state, i, lane, result)
         seen["hits"] += sum(record.cached_tokens_total > 0 for record in result.records)
         seen["after_preemption"] += sum(r.cached_tokens_total > r.cached_tokens_first for r in result.records)
         seen["preemptions"] += sum(record.preemptions for record in result.records)
     assert seen["hits"] > 150 and seen["preemptions"] >= 5 and seen["after_preemption"] >= 3, seen
     assert seen["flagged"] <= (0 if variant.cache == "blocks" else len(lanes) // 20), seen
-
-
-def _reference(variant: Variant, lane: Lane):
-    return simulate(
-        lane.workload,
-        lane.engine,
-        reference_step_time(TIMINGS[lane.timing]),
-        num_instances=variant.size.num_instances,
-        router=lane.router,
-        uniform=machine_uniform(lane.router.seed),
-    )
 
 
 @pytest.mark.slow
@@ -109,7 +97,7 @@ def test_a_prompt_found_whole_is_flagged_by_runs_and_exact_in_the_block_table() 
         state = run_lanes(variant.static(), *lane_inputs(variant, [lane]))
         assert bool(int(state.flags[0]) & Flag.CACHE_COPIES) == (cache == "runs")
         if cache == "blocks":
-            records = _reference(variant, lane).records
+            records = reference(variant, lane).records
             assert first_difference(records, machine_records(state, 0, num)) == ""
             assert {r.cached_tokens_first for r in records if r.fate == "finished"} == {0, 32}
 

@@ -7,7 +7,6 @@ more than everything, copies overlap or the engine waits: all as lanes of one pr
 from __future__ import annotations
 
 import functools
-from collections import Counter
 
 import jax
 import numpy as np
@@ -15,10 +14,11 @@ import pytest
 
 from jaxsched.sim.invariants import Violation, violations
 from jaxsched.sim.machine import init_state
-from jaxsched.sim.state import Count, Flag, State
-from tests.oracle.cluster import Result, simulate
-from tests.sim.clusters import RETENTION, TIMINGS, Lane, Variant, lane_inputs, random_lane, reference_step_time
-from tests.sim.harness import first_difference, machine_records, machine_uniform, run_lanes, run_lanes_checked
+from jaxsched.sim.state import Count
+from tests.oracle.cluster import Result
+from tests.sim.clusters import RETENTION, Lane, Variant, lane_inputs, random_lane
+from tests.sim.differential import assert_equal_records, assert_same_but_fewer_events
+from tests.sim.harness import run_lanes, run_lanes_checked
 
 LANES = 150  # of each variant; four times as many with --full
 #: Lanes that must be compared. The others meet second copies of a block: a preempted request whose known tokens end
@@ -53,55 +53,20 @@ def test_every_record_and_transfer_equals_the_reference_and_every_block_is_somew
     inputs = lane_inputs(variant, lanes)
     state, found = run_lanes_checked(variant.static(max_run_steps=32), *inputs)
     assert {Violation(int(mask)) for mask in np.unique(found)} == {Violation(0)}
-    seen: Counter[str] = Counter()
-    for i, lane in enumerate(lanes):
-        if state.flags[i] & Flag.CACHE_COPIES:
-            seen["copies"] += 1
-            continue
-        result = _reference(variant, lane)
-        difference = first_difference(result.records, machine_records(state, i, len(lane.workload.prompt_tokens)))
-        assert not difference, f"lane {i}, {lane.engine}, {lane.router}, timing {lane.timing}:{difference}"
-        assert state.flags[i] == (Flag.STUCK if any(result.stuck) else 0)
+
+    def equal_transfers(i: int, lane: Lane, result: Result) -> None:
         counts = {name: int(state.metrics.counts[i, which]) for which, name in COUNTS.items()}
         assert counts == {name: result.noted[name] for name in COUNTS.values()}, f"lane {i}, {lane.engine.tiers}"
-        seen["compared"] += 1
-        seen.update(result.noted)
-        seen.update(record.fate for record in result.records)
-        seen["preemptions"] += sum(record.preemptions for record in result.records)
+
+    seen = assert_equal_records(variant, lanes, state, equal_transfers)
     record_property("seen", dict(seen))
-    print(f"{variant.name}: {dict(seen)}")
     assert seen["compared"] >= LEAST_COMPARED
     names = ("host_out_blocks", "host_in_blocks", "dropped_on_host", "only_increment_written", "only_part_written")
     at_least = dict.fromkeys(("finished", "host_out_blocks", "transfers", "stall_us"), 1000) | {"preemptions": 50}
     at_least |= {name: at_least.get(name, 10) for name in (*names, *EXERCISED[variant])}
     assert {name: seen[name] for name, least in at_least.items() if seen[name] < least} == {}
     if variant is SPILL:
-        _assert_same_but_fewer_events(run_lanes(variant.static(max_run_steps=1), *inputs), state)
-
-
-def _reference(variant: Variant, lane: Lane) -> Result:
-    return simulate(
-        lane.workload,
-        lane.engine,
-        reference_step_time(TIMINGS[lane.timing]),
-        num_instances=variant.size.num_instances,
-        router=lane.router,
-        uniform=machine_uniform(lane.router.seed),
-    )
-
-
-def _assert_same_but_fewer_events(single: State, runs: State) -> None:
-    """Records, histograms, counters and tiers of single steps and of runs."""
-    for (path, one), many in zip(
-        jax.tree_util.tree_leaves_with_path((single.record, single.metrics.histograms, single.flags)),
-        jax.tree.leaves((runs.record, runs.metrics.histograms, runs.flags)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(one, many, jax.tree_util.keystr(path))
-    one, many = np.asarray(single.metrics.counts), np.asarray(runs.metrics.counts)
-    others = [count for count in Count if count != Count.MICRO_STEPS]
-    np.testing.assert_array_equal(one[:, others], many[:, others])
-    assert many[:, Count.MICRO_STEPS].sum() < one[:, Count.MICRO_STEPS].sum()
+        assert_same_but_fewer_events(run_lanes(variant.static(max_run_steps=1), *inputs), state)
 
 
 def test_an_overfull_tier_an_empty_copy_and_a_context_held_twice_are_found() -> None:

@@ -26,7 +26,7 @@ from jaxsched.sim.state import State
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import StepTimeParams, affine
 from jaxsched.verify.replay import StepBuilder
-from tests.compiling import QUICK_COMPILE
+from jaxsched.xla import quick_compiler_options
 from tests.oracle.cluster import Result
 from tests.oracle.data import EngineConfig, RouterConfig, StepFeatures, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
@@ -180,7 +180,7 @@ def _compiled(static: SimStatic, arguments: _Arguments):
         state = end_of_chunk(static, params, requests, apply_pending(state))
         return state, notes, is_done(static, params, requests, state)
 
-    return jax.jit(run).lower(*arguments.arrays).compile(compiler_options=QUICK_COMPILE)
+    return jax.jit(run).lower(*arguments.arrays).compile(compiler_options=quick_compiler_options())
 
 
 def _run(run, static: SimStatic, params: SimParams, requests: Requests, state: State):

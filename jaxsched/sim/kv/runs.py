@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import EPOCH_US, NEVER_US
 from jaxsched.sim.kv.base import Hit, KvCache, Pin
+from jaxsched.sim.oldest import take_oldest
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
@@ -113,25 +114,7 @@ class RunTable(KvCache):
         key = self.stamp
         if self._static.pins:
             key = jnp.where(self.pinned > 0, PINNED_KEY + MOST_PROGRAMS - self.program, key)
-
-        def unsettled(bounds: tuple[Array, Array]) -> Array:
-            low, high = bounds
-            return low < high
-
-        def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-            # The largest threshold below which no more blocks lie than are owed; keys are unique.
-            low, high = bounds
-            middle = high - ((high - low) >> 1)
-            below = jnp.sum(jnp.where(key < middle, length, 0))
-            return jnp.where(below <= owed, middle, low), jnp.where(below <= owed, high, middle - 1)
-
-        most = jnp.max(jnp.where(used, key, -1)) + 1
-        least = jnp.min(jnp.where(used, key, 2**31 - 2))
-        threshold, _ = jax.lax.while_loop(unsettled, halve, (jnp.where(owed > 0, least, most), most))
-        whole = used & (key < threshold) & (owed > 0)
-        rest = owed - jnp.sum(jnp.where(whole, length, 0))
-        taken = jnp.where(whole, length, jnp.where(used & (key == threshold), jnp.minimum(rest, length), 0))
-        self.high = jnp.where(owed > 0, self.high - taken, self.high)
+        self.high = self.high - take_oldest(key, length, owed)
         self.debt = jnp.zeros_like(owed)
         self._drop_empty()
 
@@ -166,6 +149,11 @@ class RunTable(KvCache):
     def paused_blocks(self) -> Int[Array, ""]:
         """Idle blocks of programs that will go on."""
         return jnp.sum(jnp.where((self.chain != UNUSED) & (self.next >= 0), self.high - self.low, 0))
+
+    def paused_rows(self, rows: Int[Array, " s"]) -> Int[Array, " r"]:
+        """Of each run that is the context of a program whose next turn is none of these: that turn; else -1."""
+        waits = jnp.any(self.next[:, None] == rows[None, :], axis=1)
+        return jnp.where((self.chain != UNUSED) & ~waits, self.next, -1)
 
     def blocks_of(self, rows: Int[Array, " s"]) -> Int[Array, ""]:
         """Idle blocks of the programs whose next turns these are."""

@@ -1,0 +1,34 @@
+"""Eviction from the end of the oldest entries of a table: which blocks go so that a given number go in all."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+def take_oldest(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""]) -> Int[Array, " e"]:
+    """Blocks to drop from each entry so that `owed` are dropped in all, smallest keys first.
+
+    Keys of entries with a length are unique; `owed` is at most the sum of the lengths. The threshold is found by
+    bisection: no sort.
+    """
+
+    def unsettled(bounds: tuple[Array, Array]) -> Array:
+        low, high = bounds
+        return low < high
+
+    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = high - ((high - low) >> 1)
+        below = jnp.sum(jnp.where(key < middle, length, 0))
+        return jnp.where(below <= owed, middle, low), jnp.where(below <= owed, high, middle - 1)
+
+    there = length > 0
+    most = jnp.max(jnp.where(there, key, -(2**30))) + 1
+    least = jnp.min(jnp.where(there, key, 2**30))
+    threshold, _ = jax.lax.while_loop(unsettled, halve, (jnp.where(owed > 0, jnp.minimum(least, most), most), most))
+    whole = there & (key < threshold)
+    rest = owed - jnp.sum(jnp.where(whole, length, 0))
+    at = there & (key == threshold)
+    return jnp.where(owed > 0, jnp.where(whole, length, jnp.where(at, jnp.minimum(rest, length), 0)), 0)
