@@ -15,8 +15,10 @@ import json
 import sys
 
 #: Protocols: micro-steps between decisions, or milliseconds between ticks.
-BURSTS = (1, 2, 4, 8, 16, 32)
+BURSTS = (1, 4, 8, 16, 32)
 TICKS_MS = (12.5, 25.0, 50.0, 250.0, 1000.0)
+#: Micro-steps per call of the compiled program.
+CHUNK = 256
 
 
 def main() -> int:
@@ -70,9 +72,9 @@ def measure(env, params, num_seeds: int, bursts=BURSTS, ticks_ms=TICKS_MS, compi
     static = dataclasses.replace(env.static, record=True)
     env = Holding(**{**fields, "burst": 1, "static": static})
 
-    def lane(every, tick_us, workload, params):
+    def chunk(every, tick_us, workload, carry, params):
         def step(carry):
-            obs, state, count, boundary, decisions, _ = carry
+            obs, state, count, boundary, decisions, over = carry
             machine = state.machine
             _, requests = env._inputs(params, workload)
             arrival, _, returning = next_input_time(env.static, requests, machine)
@@ -86,13 +88,15 @@ def measure(env, params, num_seeds: int, bursts=BURSTS, ticks_ms=TICKS_MS, compi
             retain = jnp.where(obs.masks["retain"][:, 1], 3, 0).astype(jnp.int32)
             action = {"order": -obs.items[:, first_prompt], "retain": retain, "gate": jnp.int32(4), "hold": ~decides}
             obs, state, _, done, _, _ = env.step_env(None, state, action, params)
-            return obs, state, count + 1, boundary, decisions + decides, done
+            return obs, state, count + 1, boundary, decisions + (decides & ~over), done
 
+        carry, _ = jax.lax.scan(lambda carry, _: (step(carry), None), carry, None, length=CHUNK)
+        return carry
+
+    def begin(workload, params):
         obs, state = env.reset_to(workload, params)
         zero = jnp.int32(0)
-        start = (obs, state, zero, jnp.float32(0.0), zero, jnp.bool_(False))
-        obs, state, _, _, decisions, _ = jax.lax.while_loop(lambda carry: ~carry[-1], step, start)
-        return state.machine.record, state.machine.flags, decisions, state.clock_epoch, state.clock_us
+        return obs, state, zero, jnp.float32(0.0), zero, jnp.bool_(False)
 
     protocols = [(f"every {n} micro-steps" if n > 1 else "every micro-step", n, 0) for n in bursts]
     protocols += [(f"tick {ms:g} ms", 1, round(ms * 1000)) for ms in ticks_ms]
@@ -102,8 +106,13 @@ def measure(env, params, num_seeds: int, bursts=BURSTS, ticks_ms=TICKS_MS, compi
             (lambda p, s: p[1], jnp.int32), (lambda p, s: p[2], jnp.float32), (lambda p, s: s, jnp.int32),
         )
     )  # fmt: skip
-    run = jax.jit(jax.vmap(lane, in_axes=(0, 0, 0, None)), compiler_options=compiler_options or {})
-    record, flags, decisions, epoch, us = jax.device_get(run(every, tick, workload, params))
+    options = compiler_options or {}
+    carry = jax.jit(jax.vmap(begin, in_axes=(0, None)), compiler_options=options)(workload, params)
+    run = jax.jit(jax.vmap(chunk, in_axes=(0, 0, 0, 0, None)), donate_argnums=3, compiler_options=options)
+    while not np.asarray(carry[-1]).all():
+        carry = run(every, tick, workload, carry, params)
+    _, state, _, _, decisions, _ = jax.device_get(carry)
+    record, flags, epoch, us = state.machine.record, state.machine.flags, state.clock_epoch, state.clock_us
     absolute = lambda pair: np.asarray(pair[..., 0], np.float64) * 1073.741824 + np.asarray(pair[..., 1]) * 1e-6
     requests = jax.device_get(params.pool.requests)
     next_turn, program = requests.next_turn, requests.program

@@ -16,17 +16,12 @@ from jaxsched.xla import compiler_options
 try:
     import gymnasium
     from gymnasium.vector import AutoresetMode
-    from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
-except ImportError:
-    raise UserError(
-        "gymnasium is not installed",
-        where="jaxsched.compat.GymnasiumVector",
-        expected="gymnasium 1.1 or later",
-        hint="pip install 'jaxsched[gym]'",
-    ) from None
+    from gymnasium.vector import VectorEnv as Base
+except ImportError:  # whoever makes one is told
+    gymnasium, Base = None, object  # type: ignore[assignment, misc]
 
 
-class GymnasiumVector(GymnasiumVectorEnv):
+class GymnasiumVector(Base):  # type: ignore[valid-type, misc]
     """`num_envs` lanes on this machine's accelerator behind Gymnasium's interface.
 
     Observations and actions are those of `jaxsched.compat.FlatView`. ``info`` has ``dt_s``, ``costs`` and
@@ -38,9 +33,19 @@ class GymnasiumVector(GymnasiumVectorEnv):
         params: its parameters, as `js.make` returned them; None: its defaults.
         num_envs: lanes.
         seed: of the first `reset` if that gives none.
+
+    Raises:
+        UserError: gymnasium is not installed, or the heads do not make one flat action.
     """
 
     def __init__(self, env: Environment, params: Any = None, *, num_envs: int, seed: int = 0):
+        if gymnasium is None:
+            raise UserError(
+                "gymnasium is not installed",
+                where="jaxsched.compat.GymnasiumVector",
+                expected="gymnasium 1.1 or later",
+                hint="pip install 'jaxsched[gym]'",
+            )
         self._view, self._params = of(env, params)
         self._vector = VectorEnv(env, num_envs)
         self.num_envs = num_envs

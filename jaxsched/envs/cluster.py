@@ -131,7 +131,8 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
     def reset_to(self, workload: Int[Array, ""], params: ClusterParams) -> tuple[Observation, ClusterState]:
         """Begin with this workload of the pool."""
         sim, _ = self._inputs(params, workload)
-        machine = init_state(self.static, sim, params.pool.first.shape[0] * self.num_programs)
+        programs = params.pool.first.shape[0] * self.num_programs  # attained service is kept by program
+        machine = init_state(self.static, sim, params.pool.requests.num_rows if self.static.record else programs)
         machine = machine.replace(arrivals=params.pool.first[workload])
         p = self.num_programs
         learned = self.learned

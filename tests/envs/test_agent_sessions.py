@@ -269,3 +269,51 @@ def test_higher_scores_have_smaller_keys():
 def test_bad_input_is_refused_before_anything_is_built(arguments, message):
     with pytest.raises(js.UserError, match=message):
         js.make("AgentSessions-v0", **{"num_programs": 4, "seeds": 1, **arguments})
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_the_tick_once_it_is_fine(full_size):
+    """Sheet 1a: mean time to first token moves by at most 2 % from ticks of 25 to 12.5 ms, and from both to events."""
+    from benchmarks.decision_times import measure
+
+    env, params = js.make(
+        "AgentSessions-v0", scenario=dataclasses.replace(scenario(), num_programs=100 if full_size else 24), seeds=2,
+        num_slots=32, max_num_seqs=16, num_items=64, cache_runs=48, policy="pfcfs+ttl+gate",
+    )  # fmt: skip
+    rows = measure(env, params, 2, bursts=(1, 64), ticks_ms=(12.5, 25.0), compiler_options=quick_compiler_options())
+    event, rare, fine, coarse = (row["ttft_s"] for row in rows)
+    assert rows[0]["decisions_per_s"] > 2 * rows[1]["decisions_per_s"]
+    assert abs(coarse / fine - 1) <= 0.02 and abs(fine / event - 1) <= 0.02, rows
+    assert rare != event, "how often a policy acts does matter"
+
+
+@pytest.mark.slow
+def test_ticks_are_as_long_as_they_say_and_cost_the_same():
+    env, params = js.make(
+        "AgentSessions-v0", scenario=scenario(), seeds=(5, 6), num_slots=32, max_num_seqs=16, num_items=64,
+        cache_runs=32, burst=24, tick_ms=200.0, policy="pfcfs+ttl+gate", horizon_s=40.05,
+    )  # fmt: skip
+    env = dataclasses.replace(env, static=dataclasses.replace(env.static, record=True))
+
+    def episode(workload):
+        def step(carry, _):
+            obs, state = carry
+            retain = jnp.where(obs.masks["retain"][:, 1], 2, 0).astype(jnp.int32)
+            action = {"order": jnp.zeros(env.total_items), "retain": retain, "gate": jnp.int32(4)}
+            obs, state, reward, done, _, info = env.step_env(None, state, action, params)
+            return (obs, state), (reward, done, info["dt_s"])
+
+        (_, state), out = jax.lax.scan(step, env.reset_to(workload, params), None, length=260)
+        return state, out
+
+    run = jax.jit(jax.vmap(episode), compiler_options=quick_compiler_options())
+    state, (reward, done, dt) = jax.device_get(run(jnp.arange(2)))
+    for i in range(2):
+        lane_state = jax.tree.map(lambda x, i=i: x[i], state)
+        ends = int(np.argmax(done[i]))
+        assert done[i, ends] and lane_state.short_ticks == 0
+        np.testing.assert_allclose(dt[i, : ends - 1], 0.2, rtol=1e-4)
+        seconds, finished = program_seconds(lane_state, params, 40.05)
+        left = sum(s is not None and not f for s, f in zip(seconds, finished, strict=True))
+        expected = sum(s for s in seconds if s is not None) + left * float(params.residual_s)
+        np.testing.assert_allclose(-reward[i, : ends + 1].astype(np.float64).sum(), expected, rtol=1e-4)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def test_requests_go_where_they_are_sent_and_find_what_was_shown():
     scenario = dataclasses.replace(default_scenario(), num_instances=3, usable_blocks=600)
     env, params = js.make(
-        "CacheRouting-v0", scenario=scenario, num_programs=NUM, seeds=2, num_slots=16, max_num_seqs=8, num_items=16,
+        "CacheRouting-v0", scenario=scenario, num_programs=NUM, seeds=2, num_slots=48, max_num_seqs=8, num_items=16,
         cache_runs=48, burst=8,
     )  # fmt: skip
     env = dataclasses.replace(env, static=dataclasses.replace(env.static, record=True))
