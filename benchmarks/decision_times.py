@@ -1,6 +1,6 @@
 """How often a policy should act: the same policy at every event, every so many micro-steps, or at the ticks of a clock.
 
-    python benchmarks/decision_times.py [--programs 60] [--seeds 8] [--json]
+    python benchmarks/decision_times.py [--programs 60] [--seeds 8] [--rate 0.5] [--json]
 
 All protocols and seeds are lanes of one program: the machine advances by one micro-step at a time, and each lane
 decides whether its controls are set anew or held. The policy is small first prompts first (who goes next), contexts
@@ -11,6 +11,7 @@ first token and mean completion time, relative to acting at every micro-step (th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=0.5, help="programs/s: a few programs must compete, too")
     parser.add_argument("--json", action="store_true", help="the last line of stdout is JSON")
     options = parser.parse_args()
 
@@ -32,8 +34,10 @@ def main() -> int:
 
     configure_jax()
     import jaxsched as js
+    from jaxsched.envs.agent_sessions import default_scenario
 
-    env, params = js.make("AgentSessions-v0", num_programs=options.programs, seeds=options.seeds)
+    scenario = dataclasses.replace(default_scenario(), rate_per_s=options.rate)
+    env, params = js.make("AgentSessions-v0", scenario=scenario, num_programs=options.programs, seeds=options.seeds)
     rows = measure(env, params, options.seeds)
     print("protocol | decisions per s | mean TTFT s | mean JCT s | TTFT vs reference | JCT vs reference")
     for row in rows:
@@ -48,8 +52,6 @@ def main() -> int:
 
 def measure(env, params, num_seeds: int, bursts=BURSTS, ticks_ms=TICKS_MS, compiler_options=None) -> list[dict]:
     """One row per protocol; the first is the reference. Workloads of the pool are the seeds."""
-    import dataclasses
-
     import jax
     import jax.numpy as jnp
     import numpy as np

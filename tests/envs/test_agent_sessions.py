@@ -23,7 +23,7 @@ from jaxsched.workloads import get_preset
 from jaxsched.xla import quick_compiler_options
 
 NUM_PROGRAMS = 16
-STEPS = 260
+STEPS = 700
 
 
 class Lane(struct.PyTreeNode):
@@ -35,13 +35,11 @@ class Lane(struct.PyTreeNode):
     gate: jax.Array
     ttl: jax.Array
     shuffles: jax.Array  # 1 = slots are permuted before every step
-    horizon_s: jax.Array
 
 
-def lane(workload=0, context_weight=0.0, noise=0.0, gate=4, ttl=2, shuffles=0, horizon_s=1e9) -> Lane:
+def lane(workload=0, context_weight=0.0, noise=0.0, gate=4, ttl=2, shuffles=0) -> Lane:
     f = np.float32
-    return Lane(np.int32(workload), f(context_weight), f(noise), np.int32(gate), np.int32(ttl), np.int32(shuffles),
-                np.float64(horizon_s))  # fmt: skip
+    return Lane(np.int32(workload), f(context_weight), f(noise), np.int32(gate), np.int32(ttl), np.int32(shuffles))
 
 
 #: What the tests below look at, by name.
@@ -51,9 +49,9 @@ LANES = {
     "long_first": lane(context_weight=50.0),
     "long_first_shuffled": lane(context_weight=50.0, shuffles=1),
     "random": lane(workload=1, noise=1.0),
-    "open_gate": lane(workload=1, gate=len(GATE_FRACTIONS) - 1, ttl=7),
+    "open_gate": lane(workload=1, gate=len(GATE_FRACTIONS) - 1, ttl=3),
     "tight_gate": lane(workload=1, gate=0, ttl=0),
-    "cut_off": lane(workload=1, horizon_s=12.5),
+    "cut_off": lane(),  # as "plain", up to a time at which half of the programs are done
 }
 
 
@@ -61,7 +59,7 @@ def scenario():
     """Short agents that come faster than their contexts fit."""
     return dataclasses.replace(
         default_scenario(), name="small", workload=get_preset("tau_agents"), num_programs=NUM_PROGRAMS, rate_per_s=4.0,
-        usable_blocks=800, max_paused_programs=32,
+        usable_blocks=1000, max_paused_programs=32,
     )  # fmt: skip
 
 
@@ -115,18 +113,35 @@ CONTEXT = features.ITEM_FEATURES.index("context")
 
 
 @pytest.fixture(scope="module")
-def episodes():
-    """Final state and steps of every lane, by name."""
+def both():
+    """Final state and steps of every lane, by name; the time at which "cut_off" ends."""
     env, params = environment()
     lanes = jax.tree.map(lambda *x: np.stack(x), *LANES.values())
-    epoch, us = split_us((np.minimum(lanes.horizon_s, 1e11) * 1e6).astype(np.int64))
-    epoch = np.minimum(epoch, 2**30)
-    lanes = lanes.replace(horizon_s=lanes.horizon_s.astype(np.float32))
     fn = jax.jit(
         jax.vmap(functools.partial(run, env), in_axes=(None, 0, 0, 0)), compiler_options=quick_compiler_options()
     )
-    out = jax.device_get(fn(params, lanes, epoch, us))
-    return {name: jax.tree.map(lambda x, i=i: x[i], out) for i, name in enumerate(LANES)}
+    never = np.full(len(LANES), 2**30, np.int32), np.zeros(len(LANES), np.int32)
+    out = jax.device_get(fn(params, lanes, *never))
+    by_name = lambda out: {name: jax.tree.map(lambda x, i=i: x[i], out) for i, name in enumerate(LANES)}
+    found = by_name(out)
+    seconds, _ = program_seconds(found["plain"][0], params)
+    begin = _arrivals(found["plain"][0], params)
+    horizon = round(float(np.median(np.asarray(seconds) + begin)) * 1e6)
+    epoch, us = split_us(np.where(np.asarray(list(LANES)) == "cut_off", horizon, 2**60))
+    found["cut_off"] = by_name(jax.device_get(fn(params, lanes, np.minimum(epoch, 2**30), us)))["cut_off"]
+    return found, horizon * 1e-6
+
+
+@pytest.fixture(scope="module")
+def episodes(both):
+    """Final state and steps of every lane, by name."""
+    return both[0]
+
+
+def _arrivals(state, params) -> list[float]:
+    requests, first = jax.device_get(params.pool.requests), int(params.pool.first[state.workload])
+    rows = np.arange(first, first + NUM_PROGRAMS)
+    return ((requests.arrival_epoch[rows].astype(np.float64) * 2**30 + requests.arrival_us[rows]) * 1e-6).tolist()
 
 
 def program_seconds(state, params, horizon_s=np.inf):
@@ -161,12 +176,12 @@ def test_return_is_minus_the_completion_times_of_all_programs(episodes, name):
     assert not steps["truncated"].any()
 
 
-def test_a_horizon_charges_the_time_up_to_it_and_what_is_left(episodes):
-    state, steps = episodes["cut_off"]
+def test_a_horizon_charges_the_time_up_to_it_and_what_is_left(both):
+    (state, steps), horizon_s = both[0]["cut_off"], both[1]
     params = environment()[1]
     ends = int(np.argmax(steps["terminated"]))
-    assert steps["terminated"][ends] and abs(steps["clock"][ends] @ [2**30, 1] * 1e-6 - 12.5) < 1e-6
-    seconds, done = program_seconds(state, params, 12.5)
+    assert steps["terminated"][ends] and abs(steps["clock"][ends] @ [2**30, 1] * 1e-6 - horizon_s) < 2e-6
+    seconds, done = program_seconds(state, params, horizon_s)
     here = [s for s in seconds if s is not None]
     left = sum(s is not None and not d for s, d in zip(seconds, done, strict=True))
     assert 0 < left < NUM_PROGRAMS

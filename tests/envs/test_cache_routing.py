@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_requests_go_where_they_are_sent_and_find_what_was_shown():
-    scenario = dataclasses.replace(default_scenario(), num_instances=3, usable_blocks=600)
+    scenario = dataclasses.replace(default_scenario(), num_instances=3, usable_blocks=600, rate_per_s=0.8)
     env, params = js.make(
         "CacheRouting-v0", scenario=scenario, num_programs=NUM, seeds=2, num_slots=48, max_num_seqs=8, num_items=16,
         cache_runs=48, burst=8,
@@ -44,6 +44,7 @@ def test_requests_go_where_they_are_sent_and_find_what_was_shown():
         run(jnp.asarray([0, 1, 1]), jnp.asarray([False, False, True]))
     )
     assert done[:, -1].all() and not state.machine.flags.any()
+    at_once_found = 0
     for lane in range(3):
         decided = valid[lane]
         assert decided.sum() == NUM and (after[lane] - row[lane])[decided].tolist() == [1] * NUM
@@ -55,7 +56,8 @@ def test_requests_go_where_they_are_sent_and_find_what_was_shown():
         found = state.machine.record.cached_first[lane][rows]
         waited = _waited(state, lane, rows)
         np.testing.assert_allclose(np.expm1(at_once * 10)[~waited], found[~waited], rtol=1e-3, atol=0.5)
-        assert (~waited).sum() > 5 and found.max() > 0
+        at_once_found += int((found[~waited] > 0).sum())
+    assert at_once_found > 5, "some were admitted at once and found what was shown"
     first = int(params.pool.first[1])
     cached = state.machine.record.cached_first[:, first : first + NUM].sum(axis=1)
     assert cached[2] > cached[1] and reward[2].sum() != reward[1].sum()
