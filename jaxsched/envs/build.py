@@ -85,6 +85,12 @@ def build(
     scenario.check(chosen)
     static = with_cache(static_of(scenario, chosen), scenario, pool.requests)
     static = _sized(static, scenario, cache_runs)
+    if static.num_classes > 1 and scenario.max_turns > 1:
+        raise UserError(
+            f"scenario {scenario.name} has {static.num_classes} classes of programs with several turns",
+            where=where,
+            expected="one class, or programs of one turn: costs are kept by class only for those",
+        )
     if static.route_by_cache == "record":
         raise UserError(f"policy {policy} remembers what it sent", where=where, expected="a router without a record")
     if (spec := static.scheduler) and (spec.retain or spec.gate) and static.prefix_cache != "runs":

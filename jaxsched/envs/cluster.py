@@ -39,6 +39,7 @@ from jaxsched.envs.controls import (
 )
 from jaxsched.envs.pool import Pool
 from jaxsched.envs.spaces import Box, Discrete, Space
+from jaxsched.errors import UserError
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.kv.runs import RunTableState
 from jaxsched.sim.machine import end_of_chunk, init_state, is_done
@@ -59,8 +60,7 @@ class ClusterParams(struct.PyTreeNode):
     sim: SimParams  # of the machine; the KV pool's size is the workload's (`Pool.usable_blocks`)
     pool: Pool  # workloads that `reset` draws from
     class_weight: Float[Array, " c"]  # cost of a program of each class per second in the system
-    #: Episode's end in simulated time (in `sim.horizon_*`); what every unfinished program is charged then, in seconds.
-    residual_s: Float[Array, ""]
+    residual_s: Float[Array, ""]  # charged at the end (`sim.horizon_*`) for every program in the system
     tick_us: Int[Array, ""]  # length of a tick (only with `ClusterEnv.ticks`), below 2^29
     length_error: Float[Array, ""]  # log-sd of predicted output lengths in the observation, < 0 = not shown
     work_error: Float[Array, ""]  # log-sd of the predicted tokens left of a program, < 0 = not shown
@@ -103,7 +103,9 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
 
     @property
     def default_params(self) -> ClusterParams:
-        raise TypeError(f"{self.name} has no parameters of its own: take those that js.make returned with it")
+        raise UserError(
+            "no parameters", where=f"environment {self.name}", expected="those that js.make returned with it"
+        )
 
     @property
     def total_items(self) -> int:
@@ -289,7 +291,6 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         """The controls after an action."""
         changes: dict[str, Array] = {}
         if controls.order is not None:
-            assert controls.order is not None
             keys = key_of(action["order"])
             blank = jnp.full_like(controls.order, UNSCORED)
             changes["order"] = put_by_program(blank, keys, items.program, items.present)

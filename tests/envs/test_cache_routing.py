@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_requests_go_where_they_are_sent_and_find_what_was_shown():
-    scenario = dataclasses.replace(default_scenario(), num_instances=3, usable_blocks=600, rate_per_s=0.8)
+    scenario = dataclasses.replace(default_scenario(), num_instances=3, usable_blocks=4000, rate_per_s=0.8)
     env, params = js.make(
         "CacheRouting-v0", scenario=scenario, num_programs=NUM, seeds=2, num_slots=48, max_num_seqs=8, num_items=16,
-        cache_runs=48, burst=8,
+        cache_runs=128, burst=8,
     )  # fmt: skip
     env = dataclasses.replace(env, static=dataclasses.replace(env.static, record=True))
     matched = obs_width(env, params) - len(ROUTER_FEATURES) + ROUTER_FEATURES.index("matched")
