@@ -6,6 +6,10 @@ Each row is timed over whole calls of the compiled program in the middle of the 
 lane drains), several times; minimum and median time are turned into rates, the median is the one to quote. The load is
 checked, not assumed: the arrival rate is `--load` times the capacity measured for the policy and cluster of the row.
 Slots per instance are what a rollout at that rate begins with; where a lane needs more, the row is measured with more.
+
+``--preset agents_tier --rate 0.025 --policy vllm+offload+program_sticky --lanes 16 --requests 1500 --warm-calls 150``
+is the case of agents: 4 instances with about 256 live programs together, prefix cache and host tier. Turns are counted
+as requests; CPU time on one core (``--cpu-time --devices 1``) says what one core does.
 """
 
 from __future__ import annotations
@@ -18,7 +22,11 @@ import platform
 import sys
 import time
 
-PRESETS = {"chat": "configs/scenarios/chat.yaml", "agents": "configs/scenarios/agents_mixed.yaml"}
+PRESETS = {
+    "chat": "configs/scenarios/chat.yaml",
+    "agents": "configs/scenarios/agents_mixed.yaml",
+    "agents_tier": "configs/scenarios/agents_many.yaml",  # 256 live programs, host memory behind HBM
+}
 
 
 def main() -> int:
@@ -33,6 +41,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=7, help="timed calls")
     parser.add_argument("--slots", type=int, help="slots per instance to begin with, FCFS only (default: as a rollout)")
     parser.add_argument("--rate", type=float, help="programs/s per instance, instead of measuring the capacity")
+    parser.add_argument("--warm-calls", type=int, help="calls before the clock starts (default: a few)")
+    parser.add_argument("--cpu-time", action="store_true", help="time by the CPU time of this process: loaded machines")
     parser.add_argument("--json", action="store_true", help="the last line of stdout is a JSON list of the rows")
     options = parser.parse_args()
 
@@ -120,18 +130,21 @@ def _timed(options, scenario, static, lanes, devices: int):
     epoch, us = split_us(lanes.start_us)
     state = start(params, requests, lanes.first_program.astype(np.int32), epoch, us)
     num_bytes = sum(x.nbytes for x in jax.tree.leaves(state)) / num_lanes
-    began = time.perf_counter()
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    began = clock()
     compiled = chunk.lower(params, requests, state).compile()
-    compile_s = time.perf_counter() - began
+    compile_s = clock() - began
 
     steps = r.SNAPSHOT_STRIDE * r.SNAPSHOTS
     samples, previous = [], None
-    warm = max(4, int(0.1 * scenario.num_programs * 3 / steps))  # into the steady state before the clock starts
+    warm = options.warm_calls or max(
+        4, int(0.1 * scenario.num_programs * 3 / steps)
+    )  # into the steady state before the clock starts
     for call in range(warm + options.repeats):
-        began = time.perf_counter()
+        began = clock()
         state, _, done = compiled(params, requests, state)
         jax.block_until_ready(state)
-        elapsed = time.perf_counter() - began
+        elapsed = clock() - began
         counts = np.asarray(state.metrics.counts, np.int64) + (np.asarray(state.metrics.counts_high, np.int64) << 30)
         now = (np.asarray(state.epoch, np.int64) << 30) + np.asarray(state.now)
         totals = np.append(counts.sum(0), now.sum())
@@ -153,6 +166,8 @@ def _timed(options, scenario, static, lanes, devices: int):
         values = sorted(delta[which] * scale / elapsed for elapsed, delta in samples)
         return float(values[len(values) // 2]), float(values[-1])
 
+    live = (np.asarray(state.arrivals).sum() - counts[:, Count.PROGRAMS_DONE].sum()) / num_lanes
+
     done_per_s, best = rates(Count.FINISHED)
     micro, micro_best = rates(Count.MICRO_STEPS)
     micro_steps, requests = (sum(d[which] for _, d in samples) for which in (Count.MICRO_STEPS, Count.FINISHED))
@@ -165,6 +180,7 @@ def _timed(options, scenario, static, lanes, devices: int):
         "micro_steps_per_request": float(micro_steps / max(requests, 1)),
         "ns_per_micro_step": 1e9 * devices / micro,
         "busy_fraction": float(counts[:, Count.BUSY_US].sum() / max(now.sum() * instances, 1)),
+        "live_programs": float(live),
         "in_system_per_instance": float((arrived - finished) / num_lanes / instances),
         "compile_s": compile_s, "calls": len(samples), "slots": static.num_slots, "prefix_cache": static.prefix_cache,
         "cache_entries": static.cache_entries, "max_run_steps": static.max_run_steps,
@@ -177,6 +193,7 @@ COLUMNS = (
     ("requests_per_s_best", "{:,.0f}", 19), ("micro_steps_per_s", "{:,.0f}", 17), ("engine_steps_per_s", "{:,.0f}", 18),
     ("simulated_s_per_s", "{:,.0f}", 17), ("bytes_per_lane", "{:,.0f}", 14), ("compile_s", "{:.1f}", 9),
     ("busy_fraction", "{:.2f}", 13), ("in_system_per_instance", "{:.1f}", 22),
+    ("live_programs", "{:.0f}", 13),
 )  # fmt: skip
 
 

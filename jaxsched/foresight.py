@@ -1,6 +1,8 @@
-"""What only a bound may know: the work that is left of every program and how large its context will grow. Host side.
+"""Columns of the table that only some policies ask for, computed on the host's side before a run.
 
-A policy whose scheduler says so (`SchedulerSpec.foresees`) gets these columns with its requests; no other sees them.
+What only a bound may know: the work that is left of every program and how large its context will grow. A policy whose
+scheduler says so (`SchedulerSpec.foresees`) gets these columns with its requests; no other sees them. And the number of
+each turn, for rules that learn how long programs are when one is done.
 """
 
 from __future__ import annotations
@@ -29,6 +31,20 @@ def with_foresight(requests: Requests, timing: StepTimeParams) -> Requests:
     table = requests.replace(num_programs=None)
     columns = jax.vmap(_foresight, (0, None)) if requests.prompt_tokens.ndim == 2 else _foresight
     return requests.replace(foresight=jax.jit(columns)(table, timing))
+
+
+def with_turn_numbers(requests: Requests) -> Requests:
+    """`requests` with the number of each turn in its program (`Requests.turn`); leaves as above."""
+    number = jax.vmap(_turn_numbers) if requests.next_turn.ndim == 2 else _turn_numbers
+    return requests.replace(turn=jax.jit(number)(requests.next_turn))
+
+
+def _turn_numbers(next_turn: Int[Array, " n"]) -> Int[Array, " n"]:
+    """How many turns come before each (pointer doubling)."""
+    num = next_turn.shape[0]
+    rows = jnp.arange(num, dtype=jnp.int32)
+    before = jnp.full(num, -1, jnp.int32).at[jnp.where(next_turn >= 0, next_turn, num)].set(rows, mode="drop")
+    return _over_the_rest(before, jnp.ones(num, jnp.float32), jnp.zeros(num, jnp.int32))[0].astype(jnp.int32) - 1
 
 
 def _foresight(table: Requests, timing: StepTimeParams) -> Foresight:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsched.caching import with_block_size, with_cache, with_graphs
 from jaxsched.errors import UserError
-from jaxsched.foresight import with_foresight
+from jaxsched.foresight import with_foresight, with_turn_numbers
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
@@ -134,9 +134,12 @@ def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: 
 
 
 def _with_truth(policy: Policy, requests: Requests, scenario: Scenario) -> Requests:
-    """What bounds know: true output lengths, or what is left of programs."""
+    """What bounds know: true output lengths, or what is left of programs. What rules learn from at a program's end."""
     if policy.scheduler.sees_true_length:
         requests = requests.replace(predicted_tokens=requests.output_tokens)
+    retain = policy.scheduler.spec.retain
+    if retain is not None and retain.completed is not None:
+        requests = with_turn_numbers(requests)
     return with_foresight(requests, scenario.timing) if policy.scheduler.spec.foresees else requests
 
 

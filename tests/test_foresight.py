@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import jaxsched as js
+from jaxsched.caching import with_cache
 from jaxsched.foresight import BASE_TOKENS, MOST_TOKENS, PROBE_TOKENS, with_foresight
+from jaxsched.metrics.critical_path import turns_of_programs
+from jaxsched.retention.ttl import eta
+from jaxsched.simulation import run_lanes, static_of, synthetic_lanes
 from tests.oracle.data import StepFeatures
 from tests.sim.clusters import TIMINGS, reference_step_time
 
@@ -66,9 +72,34 @@ def test_foresight_is_that_of_a_loop_over_turns(timing: int) -> None:
             np.testing.assert_allclose(found, np.minimum(values[used], 2.0**31 - 128), rtol=1e-4, atol=2.0)
 
 
+def test_continuum_learns_eta_from_the_programs_that_are_done() -> None:
+    """eta of all programs of a run, from the machine's own statistics and from the definition."""
+    scenario = js.load("configs/scenarios/agents_tau.yaml", {"workload.num_requests": 40})
+    policy = js.policies.get("continuum+program_sticky", max_num_seqs=16, learn_eta=1)
+    scenario = dataclasses.replace(scenario, num_slots=32)
+    lanes = synthetic_lanes(scenario, policy, [0], [0.4])
+    state, _ = run_lanes(with_cache(static_of(scenario, policy), scenario, lanes.requests), lanes)
+    table = jax.tree.map(lambda x: np.asarray(x[0]), lanes.requests)
+    lengths = [0] * 40
+    for number, rows in enumerate(turns_of_programs(table)):
+        np.testing.assert_array_equal(table.turn[rows], number)
+        for program in table.program[rows]:
+            lengths[program] = number + 1
+    pairs = [(k, n - k) for n in lengths for k in range(1, n)]
+    k, left = np.array(pairs, float).T
+    learned = jax.tree.map(lambda x: x[0], state.learned)
+    assert learned.pair_count == len(pairs)
+    expected = -np.corrcoef(k, left)[0, 1]
+    assert abs(expected) < 0.9  # not the prior, 1
+    assert float(eta(learned)) == pytest.approx(expected, abs=1e-3)
+
+
 def test_bounds_say_that_they_are_bounds_and_policies_are_not_given_what_they_know() -> None:
     bounds = {name for name, scheduler in js.policies.SCHEDULERS.items() if scheduler.is_bound}
     assert bounds == {"sjf-oracle", "srpt-oracle", "clair_ttl", "srpt_program"}
+    assert (
+        js.policies.get("vllm+belady").scheduler.is_bound and js.policies.get("vllm+clair+prefetch").scheduler.is_bound
+    )
     assert js.policies.get("vllm+clair").scheduler.is_bound and js.policies.get("continuum+peak").scheduler.is_bound
     assert not js.policies.get("gittins+gate").scheduler.is_bound
     assert js.policies.get("srpt_program+clair+peak").settings()["gate_fraction"] == 1.4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxsched.config.load import check_name, from_dict, load, load_compare
+from jaxsched.config.load import check_name, from_dict, load, load_as, load_compare
 from jaxsched.config.overrides import Overrides, split_overrides
 from jaxsched.config.schema import (
     AffineTiming,
@@ -14,7 +14,9 @@ from jaxsched.config.schema import (
     MetricsConfig,
     PolicyChoice,
     PolicyConfig,
+    RootConfig,
     ScenarioConfig,
+    Section,
     SloConfig,
     TimingConfig,
     WorkloadConfig,
@@ -31,13 +33,16 @@ __all__ = [
     "Overrides",
     "PolicyChoice",
     "PolicyConfig",
+    "RootConfig",
     "ScenarioConfig",
+    "Section",
     "SloConfig",
     "TimingConfig",
     "WorkloadConfig",
     "check_name",
     "from_dict",
     "load",
+    "load_as",
     "load_compare",
     "split_overrides",
 ]

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from jaxsched.config.overrides import Overrides, apply_overrides
 from jaxsched.config.problems import as_user_error
-from jaxsched.config.schema import CompareConfig, ScenarioConfig
+from jaxsched.config.schema import CompareConfig, RootConfig, ScenarioConfig
 from jaxsched.config.source import Layer, normalise, read_with_bases
 from jaxsched.errors import UserError
 
-Config = TypeVar("Config", bound=ScenarioConfig)
+Config = TypeVar("Config", bound=RootConfig)
 
 
 def load(path: str | Path, overrides: Overrides = ()) -> ScenarioConfig:
@@ -29,12 +29,12 @@ def load(path: str | Path, overrides: Overrides = ()) -> ScenarioConfig:
     Raises:
         UserError: anything in the file or the overrides that is not usable, with file, line and field.
     """
-    return _load(path, overrides, ScenarioConfig)
+    return load_as(path, overrides, ScenarioConfig)
 
 
 def load_compare(path: str | Path, overrides: Overrides = ()) -> CompareConfig:
     """Read a comparison: a scenario (usually by `extends`) and a `compare:` section. Otherwise as `load`."""
-    return _load(path, overrides, CompareConfig)
+    return load_as(path, overrides, CompareConfig)
 
 
 def from_dict(data: Mapping[str, Any], overrides: Overrides = (), *, model: type[Config] = ScenarioConfig) -> Config:
@@ -43,7 +43,8 @@ def from_dict(data: Mapping[str, Any], overrides: Overrides = (), *, model: type
     return _validate(apply_overrides(layer, overrides), model, "configuration")
 
 
-def _load(path: str | Path, overrides: Overrides, model: type[Config]) -> Config:
+def load_as(path: str | Path, overrides: Overrides, model: type[Config]) -> Config:
+    """Read a file of any kind of configuration. Otherwise as `load`."""
     path = Path(path).expanduser()
     layer = read_with_bases(path)
     layer.data.setdefault("name", path.stem)
@@ -59,7 +60,7 @@ def _validate(layer: Layer, model: type[Config], source: str) -> Config:
     return config
 
 
-def check_name(config: ScenarioConfig, field: str, name: str, known: Iterable[str], what: str) -> None:
+def check_name(config: RootConfig, field: str, name: str, known: Iterable[str], what: str) -> None:
     """Refuse a name that no registry knows, saying where it was written and which name is nearest.
 
     Args:

@@ -31,6 +31,48 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class RootConfig(Section):
+    """A whole file: it has a name, knows where each of its values was written, and can be written out again."""
+
+    name: str
+    description: str = ""
+
+    _origins: Mapping[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings are equal, wherever they were written."""
+        return type(other) is type(self) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self.config_hash())
+
+    def where(self, field: str) -> str:
+        """Where a field (a dotted path) was set, for messages: ``"chat.yaml, line 12, field policy.scheduler"``."""
+        path: tuple[str | int, ...] = tuple(int(p) if p.isdigit() else p for p in field.split("."))
+        for end in range(len(path), 0, -1):
+            if path[:end] in self._origins:
+                return f"{self._origins[path[:end]]}, field {field}"
+        return f"field {field}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, JSON-ready, every default filled in."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """The resolved configuration as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML; loading it again gives an equal configuration."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def config_hash(self) -> str:
+        """16 hex digits naming what is done: equal for equal settings, whatever `name` and `description` are."""
+        data = {k: v for k, v in self.to_dict().items() if k not in ("name", "description")}
+        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
 class WorkloadConfig(Section):
     """Which requests arrive: a calibrated synthetic preset or a trace file."""
 
@@ -184,11 +226,9 @@ class MetricsConfig(Section):
         return self
 
 
-class ScenarioConfig(Section):
+class ScenarioConfig(RootConfig):
     """Everything one simulation needs."""
 
-    name: str
-    description: str = ""
     workload: WorkloadConfig
     cluster: ClusterConfig
     timing: TimingConfig
@@ -197,8 +237,6 @@ class ScenarioConfig(Section):
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     horizon_s: PositiveFloat | None = None  # simulated seconds; None: until every request has met its fate
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-
-    _origins: Mapping[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_scenario(self) -> ScenarioConfig:
@@ -214,39 +252,6 @@ class ScenarioConfig(Section):
                 "nothing to derive it from"
             )
         return self
-
-    def __eq__(self, other: object) -> bool:
-        """Equal settings are equal, wherever they were written."""
-        return type(other) is type(self) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
-        return hash(self.config_hash())
-
-    def where(self, field: str) -> str:
-        """Where a field (a dotted path) was set, for messages: ``"chat.yaml, line 12, field policy.scheduler"``."""
-        path: tuple[str | int, ...] = tuple(int(p) if p.isdigit() else p for p in field.split("."))
-        for end in range(len(path), 0, -1):
-            if path[:end] in self._origins:
-                return f"{self._origins[path[:end]]}, field {field}"
-        return f"field {field}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, JSON-ready, every default filled in."""
-        return self.model_dump(mode="json")
-
-    def to_json(self) -> str:
-        """The resolved configuration as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def to_yaml(self) -> str:
-        """The resolved configuration as YAML; loading it again gives an equal configuration."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
-
-    def config_hash(self) -> str:
-        """16 hex digits naming what is simulated: equal for equal settings, whatever `name` and `description` are."""
-        data = {k: v for k, v in self.to_dict().items() if k not in ("name", "description")}
-        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class PolicyChoice(Section):

@@ -126,6 +126,9 @@ ALIASES: dict[DataPath, str] = {("cluster", "max_num_seqs_slots"): "num_slots"}
 #: Keys that hold a file path; a relative one is relative to the file that says it, or to the working directory.
 PATH_KEYS: tuple[DataPath, ...] = (("workload", "path"), ("timing", "path"))
 
+#: Sections that say by `kind` which fields they have.
+KINDS = ("timing", "algo")
+
 #: Settings that belong to one workload source and mean nothing for another.
 _SOURCE_SETTINGS = ("preset", "path", "format", "options", "rate_per_s", "slice_s")
 
@@ -151,7 +154,7 @@ def normalise(layer: Layer, folder: Path) -> Layer:
 def merge(base: Layer, top: Layer) -> Layer:
     """`top` over `base`, key by key. Two places replace more than the key that is named:
 
-    - a `timing` of another `kind` replaces the whole section (the kinds share no fields);
+    - a section of `KINDS` with another `kind` replaces the whole section (its kinds share no fields);
     - a `workload` that names a `preset` or a `path` replaces the other one of them, and what belonged to it
       (`format`, `options`, `rate_per_s`, `slice_s`).
     """
@@ -161,14 +164,11 @@ def merge(base: Layer, top: Layer) -> Layer:
         for known in [p for p in origins if p[: len(path)] == path]:
             del origins[known]
 
-    timing, new_timing = data.get("timing"), top.data.get("timing")
-    if (
-        isinstance(timing, dict)
-        and isinstance(new_timing, dict)
-        and new_timing.get("kind", timing.get("kind")) != timing.get("kind")
-    ):
-        del data["timing"]
-        forget(("timing",))
+    for name in KINDS:
+        old, new = data.get(name), top.data.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind"):
+            del data[name]
+            forget((name,))
     workload, new_workload = data.get("workload"), top.data.get("workload")
     if isinstance(workload, dict) and isinstance(new_workload, dict):
         named = [k for k in ("preset", "path") if new_workload.get(k) is not None]

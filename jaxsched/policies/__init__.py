@@ -9,16 +9,16 @@ from jaxsched.errors import UserError
 from jaxsched.policies.aggressive import AGGRESSIVE
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
-from jaxsched.policies.clairvoyant import CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
+from jaxsched.policies.clairvoyant import BELADY, CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
 from jaxsched.policies.ewsjf import EWSJF
 from jaxsched.policies.fastswitch import FASTSWITCH, VLLM_SWAP
-from jaxsched.policies.gittins import GITTINS, GITTINS_RETENTION
+from jaxsched.policies.gittins import GITTINS, GITTINS_INDEX, GITTINS_RETENTION
 from jaxsched.policies.minwaste import MINWASTE
 from jaxsched.policies.mlfq import MLFQ
-from jaxsched.policies.offload import OFFLOAD, TIER_DEFAULTS, Offload
+from jaxsched.policies.offload import LEARN_PAUSES, OFFLOAD, PREFETCH, TIER_DEFAULTS, Offload
 from jaxsched.policies.orca import ORCA
 from jaxsched.policies.past_future import PAST_FUTURE
 from jaxsched.policies.plas import PLAS
@@ -45,11 +45,13 @@ DEFAULT_ROUTER = "least_outstanding"
 RETENTIONS: dict[str, Retention] = {
     **CONTINUUM_RETENTIONS,
     GITTINS_RETENTION.name: GITTINS_RETENTION,
+    GITTINS_INDEX.name: GITTINS_INDEX,
+    BELADY.name: BELADY,
     MINWASTE.name: MINWASTE,
 }
 GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
-OFFLOADS: dict[str, Offload] = {OFFLOAD.name: OFFLOAD}
+OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -90,8 +92,20 @@ def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = 
         if part not in (*RETENTIONS, GATE, PEAK, *OFFLOADS):
             _lookup({**RETENTIONS, GATE: None, PEAK: None, **OFFLOADS, **ROUTERS}, part, "part of a policy")
         chosen = _with_part(chosen, part)
+    chosen = _that_learns(chosen)
     policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))
     return policy.with_params(**params) if params else policy
+
+
+def _that_learns(scheduler: Scheduler) -> Scheduler:
+    """Prefetching needs the pauses seen: where the retention rule does not keep them, it does so now."""
+    rule, head = scheduler.spec.offload, scheduler.spec.retain
+    if rule is None or rule.returns_in is None or (head is not None and head.start is not None):
+        return scheduler
+    learns = LEARN_PAUSES
+    if head is not None:
+        learns = dataclasses.replace(head, start=LEARN_PAUSES.start, returned=LEARN_PAUSES.returned)
+    return dataclasses.replace(scheduler, spec=dataclasses.replace(scheduler.spec, retain=learns))
 
 
 def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
@@ -124,6 +138,11 @@ def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float
         raise UserError(
             f"{scheduler.spec.name}: memory tiers go with synchronous stepping only",
             expected="a synchronous scheduler of the V1 engine, e.g. vllm or continuum",
+        )
+    if scheduler.spec.retain is not None and scheduler.spec.retain.value is not None:
+        raise UserError(
+            f"{scheduler.spec.name}: an eviction order of contexts goes without memory tiers",
+            expected="another retention rule, e.g. gittins or ttl",
         )
     spec = dataclasses.replace(scheduler.spec, offload=rule)
     return dataclasses.replace(scheduler, spec=spec, tier_params={**params, **scheduler.tier_params})

@@ -6,9 +6,10 @@ ordered by (preempted first, pinned first, arrival of the program). A pin ends w
 program waits, when that turn is admitted, or under pressure: running requests take pinned blocks last, of the latest
 program first, and where nothing runs pins do not hold.
 
-Faithful: estimator, sources, order, pins that break by program. Simplified: eta stays at 1, its prior (turn counts are
-not learned); Reload is the step-time model's prefill of the context; pins of blocked requests break only when nothing
-runs (the regime study found that better than breaking them whenever the head is blocked); no offload.
+Faithful: estimator, sources, order, pins that break by program. Simplified: eta stays at 1, its prior, unless
+`learn_eta` is 1 (then of the turns done and left of completed programs); Reload is the step-time model's prefill of the
+context; pins of blocked requests break only when nothing runs (the regime study found that better than breaking them
+whenever the head is blocked); no offload.
 
 `ttl`: the same times to live under another order (``get("pfcfs+ttl")`` is the paper's ablation without pinned first).
 `static_ttl`: one constant, the "+ static TTL" of the ablation. `preserve`: until the return (InferCept, Abhyankar et
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxsched.policies.base import Retention, Scheduler
 from jaxsched.policies.program_fcfs import pinned_first
-from jaxsched.retention.ttl import best_ttl, empty_history, record, record_wait
+from jaxsched.retention.ttl import best_ttl, empty_history, record, record_program, record_wait
 from jaxsched.sim.retain import FOREVER_US, PauseView, RetainHead, saturated_us
 from jaxsched.sim.static import SchedulerSpec
 
@@ -30,7 +31,7 @@ SOURCE = "Li et al., Continuum: efficient and robust multi-turn LLM agent schedu
 
 
 def _learned_ttl(params, known, view: PauseView):
-    del params
+    del params  # (whether eta is learned: then `known` has seen programs)
     return best_ttl(known, view.tool, view.reload_us)
 
 
@@ -53,11 +54,18 @@ def _clairvoyant(params, known, view: PauseView):
     return jnp.where(worth, pause, 0)
 
 
-LEARNED_TTL = RetainHead(_learned_ttl, start=empty_history, returned=record, readmitted=record_wait)
+def _learn_length(params, known, turns, happened):
+    return record_program(known, turns, happened & (params[0] > 0))
+
+
+LEARNED_TTL = RetainHead(
+    _learned_ttl, start=empty_history, returned=record, readmitted=record_wait, completed=_learn_length
+)
+TTL_PARAMS = {"learn_eta": 0.0}
 RETENTIONS = {
     entry.name: entry
     for entry in (
-        Retention("ttl", LEARNED_TTL, "Continuum's time to live, learned per tool", SOURCE),
+        Retention("ttl", LEARNED_TTL, "Continuum's time to live, learned per tool", SOURCE, dict(TTL_PARAMS)),
         Retention("static_ttl", RetainHead(_static_ttl), "one time to live for all", SOURCE, {"ttl_ms": 2000.0}),
         Retention("preserve", RetainHead(_preserve), "until the program returns", "Abhyankar et al., InferCept, 2024"),
         Retention(
@@ -73,4 +81,5 @@ CONTINUUM = Scheduler(
     SchedulerSpec("continuum", order=pinned_first, retain=LEARNED_TTL),
     "V1 engine, program FCFS, KV of paused programs pinned for a learned time to live",
     SOURCE,
+    retain_params=dict(TTL_PARAMS),
 )

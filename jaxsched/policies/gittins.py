@@ -8,12 +8,15 @@ policy turns it into a time to live: the first age at which the index falls to t
 is memory that serves nobody (measured: docs/reproductions.md).
 
 Simplified: `mean_tokens` is a setting, not the mean over paused contexts; unpinned contexts are evicted in order of
-release, not of the index; the law is that known when the pause begins.
+release, not of the index (rule `gittins_index`: the lowest index goes first, as it is by then, pinned ones last); the
+law of a time to live is that known when the pause begins.
 
 `index_retention` is the same rule for a law of pauses that the user knows.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +26,7 @@ from jaxsched.policies.program_fcfs import pinned_first
 from jaxsched.retention.index import return_rate
 from jaxsched.retention.pauses import PauseTable, tables_from_history
 from jaxsched.retention.ttl import empty_history, record
-from jaxsched.sim.retain import FOREVER_US, PauseView, RetainHead
+from jaxsched.sim.retain import FOREVER_US, ContextView, PauseView, RetainHead
 from jaxsched.sim.static import SchedulerSpec
 
 SOURCE = "Gittins 1979; Whittle 1988; Aalto, Ayesta, Righter 2009; regime study (docs/retention.md)"
@@ -61,7 +64,21 @@ def index_retention(table: PauseTable, name: str = "gittins_known") -> Retention
     return Retention(name, RetainHead(time_to_live), "the retention index of a given law", SOURCE, dict(SETTINGS))
 
 
+def _index_now(params, known, view: ContextView):
+    table = tables_from_history(known, KNOTS)
+    rate = jax.vmap(return_rate, (None, 0, 0))(table, view.tool, view.age_us.astype(jnp.float32))
+    size = jnp.maximum(view.context_tokens, 1).astype(jnp.float32)
+    return rate * view.reload_us.astype(jnp.float32) * params[1] / size
+
+
 GITTINS_HEAD = RetainHead(_index_ttl, start=empty_history, returned=record)
+GITTINS_INDEX = Retention(
+    "gittins_index",
+    dataclasses.replace(GITTINS_HEAD, value=_index_now),
+    "the same, and under pressure the lowest index goes first",
+    SOURCE,
+    dict(SETTINGS),
+)
 GITTINS_RETENTION = Retention(
     "gittins", GITTINS_HEAD, "while the retention index exceeds the price of memory", SOURCE, dict(SETTINGS)
 )

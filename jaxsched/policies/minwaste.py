@@ -16,7 +16,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Retention
-from jaxsched.retention.ttl import empty_history, record
+from jaxsched.retention.ttl import empty_history, mean_pause_us, record
 from jaxsched.retention.waste import (
     Action,
     chunk_params,
@@ -25,22 +25,11 @@ from jaxsched.retention.waste import (
     preserve_waste,
     swap_waste,
 )
-from jaxsched.retention.window import held
 from jaxsched.sim.retain import FOREVER_US, OffloadRule, PauseView, RetainHead
 
 SOURCE = "Abhyankar et al., InferCept: efficient intercept support for augmented LLM inference, ICML 2024"
 #: The authors' constants: tokens of a saturated step, us per token, us per step.
 SETTINGS = {"chunk_tokens": 384.0, "chunk_token_us": 27.9, "chunk_step_us": 15_400.0}
-
-
-def mean_pause_us(known, tool):
-    """Mean of the last pauses of a tool, or of all tools, or (none seen) 0."""
-    num_tools = known.durations.count.shape[0] - 1
-    row = jnp.where(known.durations.count[jnp.minimum(tool, num_tools - 1)] > 0, tool, num_tools)
-    num = held(known.durations)[row]
-    samples = known.durations.ordered[row].astype(jnp.float32)
-    there = jnp.arange(samples.shape[0]) < num
-    return jnp.sum(jnp.where(there, samples, 0.0)) / jnp.maximum(num, 1).astype(jnp.float32)
 
 
 def _wastes(params, view: PauseView):

@@ -6,6 +6,9 @@ longer holds is loaded from host memory (from the remote pool, if there is one, 
 ends of the copies used longest ago. As vLLM's OffloadingConnector and LMCache with local CPU memory (and a remote
 backend, written through) do, which copy blocks out as they are computed: here when they are let go.
 
+`+prefetch`: also, a context is loaded ahead of its turn, so that it is there when the tool is expected to return (the
+mean of the tool's last pauses), into blocks that are free and not pinned. Loaded too early it can be evicted again.
+
 Simplified: whole contexts of programs only (what a group shares is never copied), full blocks only, nothing is copied
 at the end of a program. Mechanism: docs/semantics.md, section 10.
 """
@@ -14,7 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxsched.sim.retain import OffloadRule
+import jax.numpy as jnp
+
+from jaxsched.retention.ttl import empty_history, mean_pause_us, record
+from jaxsched.sim.retain import FOREVER_US, OffloadRule, PauseView, RetainHead
 
 SOURCE = "vLLM v1 kv_offload (OffloadingConnector), LMCache storage backends"
 #: Settings of every policy that offloads, and what each means. -1: as the cluster's tiers say.
@@ -45,4 +51,24 @@ class Offload:
     params: dict[str, float] = dataclasses.field(default_factory=lambda: dict(TIER_DEFAULTS))
 
 
+def _returns_in(params, known, view: PauseView):
+    """The mean of the tool's last pauses; before there are any, as if never."""
+    del params
+    mean = mean_pause_us(known, view.tool)
+    return jnp.where(mean > 0.0, jnp.minimum(mean, float(FOREVER_US - 127)), float(FOREVER_US)).astype(jnp.int32)
+
+
+def _no_time(params, known, view: PauseView):
+    del params, known, view
+    return jnp.int32(0)
+
+
+#: Learns the pauses of each tool and keeps nothing: for schedulers without a retention rule that learns.
+LEARN_PAUSES = RetainHead(_no_time, start=empty_history, returned=record)
+PREFETCH = Offload(
+    "prefetch",
+    OffloadRule(returns_in=_returns_in),
+    "as offload, and contexts are loaded in time for the mean pause of their tool",
+    SOURCE,
+)
 OFFLOAD = Offload("offload", OffloadRule(), "contexts spill to host memory on pause and preemption", SOURCE)

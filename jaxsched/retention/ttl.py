@@ -118,6 +118,16 @@ def record_program(history: ToolHistory, num_turns: Int[Array, ""], mask: Bool[A
     )
 
 
+def mean_pause_us(history: ToolHistory, tool: Int[Array, ""]) -> Float[Array, ""]:
+    """Mean of the last pauses of a tool, or of all tools, or (none seen) 0. O(W)."""
+    num_tools = history.durations.count.shape[0] - 1
+    row = jnp.where(history.durations.count[jnp.minimum(tool, num_tools - 1)] > 0, tool, num_tools)
+    num = held(history.durations)[row]
+    samples = history.durations.ordered[row].astype(jnp.float32)
+    there = jnp.arange(samples.shape[0]) < num
+    return jnp.sum(jnp.where(there, samples, 0.0)) / jnp.maximum(num, 1).astype(jnp.float32)
+
+
 def eta(history: ToolHistory) -> Float[Array, ""]:
     """-Corr(k, N - k) in [-1, 1]; 1, the value under the prior, while turns done do not vary."""
     centre = history.pair_mean * history.pair_mean

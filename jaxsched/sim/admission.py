@@ -10,6 +10,7 @@ from jaxsched.sim.admit import AdmitHead, AdmitView, lengths_of, words_of
 from jaxsched.sim.arrivals import hash_bits, in_measured_cohort
 from jaxsched.sim.clock import relative_us
 from jaxsched.sim.event import Event, ceil_blocks, count, first_slot, set_where, slot_with
+from jaxsched.sim.gate import gate_open, remaining_us
 from jaxsched.sim.kv import Hit
 from jaxsched.sim.retain import FOREVER_US
 from jaxsched.sim.running import preempt
@@ -110,40 +111,8 @@ def queue_view(event: Event) -> QueueView:
         wait_us=event.since(event.now, columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
         advanced_mask=None if event.service is None else event.service.advanced(slots.known),
         attained_us=None if event.service is None else event.service.attained(event.running_mask),
-        remaining_us=_remaining_us(event, row, pinned) if static.scheduler.foresees else None,
+        remaining_us=remaining_us(event, row, pinned) if static.scheduler.foresees else None,
     )
-
-
-def _remaining_us(event: Event, row: Int[Array, " s"], pinned: Bool[Array, " s"]) -> Int[Array, " s"]:
-    """Work left of each slot's program (bounds only); saturates."""
-    future = event.requests.foresight
-    assert future is not None
-    again = jnp.where(pinned, 0, future.history_us[row])
-    return jnp.minimum(future.remaining_us[row], 2**30) + jnp.minimum(again, 2**30 - 1)
-
-
-def _gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
-    """Which waiting requests would pass as the first turn of a new program (retention/gate.py, `gate_open`).
-
-    Contexts of begun programs: of running requests, of waiting turns of begun programs, and what is left of paused
-    ones. A program always begins when nothing runs.
-    """
-    static, kv = event.static, event.runs
-    begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
-    waiting_rows = jnp.where(view.waiting_mask, view.row, -2)
-    if static.scheduler.gate_final:  # all as large as they will grow
-        future = event.requests.foresight
-        assert future is not None
-        final = lambda rows: ceil_blocks(static, future.final_tokens[jnp.maximum(rows, 0)])
-        own, paused = final(view.row), kv.paused_rows(waiting_rows)
-        blocks = jnp.sum(jnp.where(begun, own, 0)) + jnp.sum(jnp.where(paused >= 0, final(paused), 0))
-    else:
-        own = ceil_blocks(static, view.known_tokens)
-        blocks = jnp.sum(jnp.where(begun, own, 0)) + kv.paused_blocks()
-        blocks -= kv.blocks_of(waiting_rows)  # counted with the turns that wait for them
-    limit = event.params.scheduler.gate_fraction * event.params.usable_blocks[event.m].astype(jnp.float32)
-    would_be = (blocks + own).astype(jnp.float32)
-    return (would_be < limit) | (event.inst.running == 0)
 
 
 def _head_lets_in(event: Event, head: AdmitHead, row, known, prompt, cached: Hit) -> Bool[Array, ""]:
@@ -198,7 +167,7 @@ def admission_step(
         eligible = view.waiting_mask
         if static.gated:
             enters = view.first_turn_mask & ~view.preempted_mask
-            eligible &= ~enters | _gate_open(event, view)
+            eligible &= ~enters | gate_open(event, view)
         if static.tiered:
             loading = event.runs.is_loading(view.row)
             eligible &= ~loading
@@ -223,7 +192,11 @@ def admission_step(
         timeout = event.params.timeout_us[column[Col.KLASS]]
         arrived = relative_us(column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US], state.epoch)
         expired = ~dead & (timeout > 0) & (arrived + timeout <= event.now)
-    cached = event.kv.lookup(column[Col.REQUEST], known)
+    row, tokens_known = column[Col.REQUEST], known
+    if event.prefetch is not None:  # another turn is looked up, and nobody is admitted in this micro-step
+        row = jnp.where(event.prefetch.active, event.prefetch.row, row)
+        tokens_known = jnp.where(event.prefetch.active, event.requests.prompt_tokens[row], known)
+    cached = event.kv.lookup(row, tokens_known)
     displaced = dropped_early = jnp.bool_(False)
     if static.scheduler.preemptive:
         may_displace = may_displace & active & exists & (state.preempted == 0) & jnp.any(event.running_mask)
@@ -234,7 +207,7 @@ def admission_step(
     active = active & ~displaced
 
     # How many tokens, and do its blocks fit?
-    found = offload.find(event, cached, known)
+    found = offload.find(event, cached, tokens_known)
     hit_tokens = (cached.blocks + (found.blocks if found is not None else 0)) * static.block_size
     tokens = known - hit_tokens
     fits = jnp.bool_(True)
@@ -279,7 +252,7 @@ def admission_step(
     loads = books_load = jnp.bool_(False)
     if found is not None:
         books_load = admits & (found.blocks > 0)
-        loads = offload.load(event, admits, column[Col.REQUEST], cached, found)
+        loads = offload.load(event, admits, row, cached, found)
         admits &= ~loads
 
     _admit(event, slot, admits, fresh, column, prompt, cached, hit_tokens, tokens, blocks, reserved)

@@ -48,7 +48,9 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         finish_in = jnp.min(jnp.where(decode, steps_left, 2**31 - 1))
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
-        if static.pins:  # no step of a run breaks a pin
+        if static.ranks:  # no step of a run evicts a context: which one changes with time
+            spare -= event.runs.paused_blocks()
+        elif static.pins:  # no step of a run breaks a pin
             spare -= event.runs.pinned_blocks()
         memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)
         if static.scheduler.family in ("orca", "static"):
@@ -134,7 +136,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         nothing = active & ~formed & (state.preempted == 0)
         next_time = jnp.where(formed, last_end, jnp.where(nothing, NEVER_US, state.next_event[event.m]))
         if static.tiered:  # those who wait may go on when a copy ends
-            wake = jnp.where(inst.waiting > 0, offload.next_wake(event), NEVER_US)
+            wake = offload.idle_wake(event)
             next_time = jnp.where(nothing, wake, next_time)
             nothing &= wake == NEVER_US
     stuck = nothing & (inst.running == 0) & (inst.waiting > 0)

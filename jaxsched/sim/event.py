@@ -115,6 +115,7 @@ class Event:
     # What `sim/offload.py` does at the end of the micro-step.
     releases: list = dataclasses.field(default_factory=list)
     candidate: Any = None
+    prefetch: Any = None
     waits_for_copies: Any = False
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
     late: jax.Array | None = None  # slots whose request had too long a gap, where classes limit gaps

@@ -191,9 +191,12 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
         if static.tiered:
             always = event.tiers.params.on_pause > 0
             copy = goes_on & (always if rule is None or rule.copies is None else rule.copies(*known))
+            if rule is not None and rule.returns_in is not None:
+                offload.plan_prefetch(event, is_finish & copy, following, rule.returns_in(*known), load_us)
     epoch, us = deadline(*event.stamp(event.now), ttl_us)
     none = jnp.int32(-1)
-    return Pin(jnp.where(goes_on, following, none), owner, jnp.where(ttl_us > 0, epoch, none), us, copy)
+    ends = jnp.where(ttl_us > 0, epoch, none)
+    return Pin(jnp.where(goes_on, following, none), owner, ends, us, *event.stamp(event.now), copy)
 
 
 def has_expired(event: Event) -> Bool[Array, " s"]:
@@ -271,7 +274,16 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
 
 
 def _book_program(event: Event, column: Int[Array, " 16"], ends: Bool[Array, ""]) -> None:
-    """Measurements of a program that ends with this turn."""
+    """Measurements of a program that ends with this turn, and what the retention rule learns from it."""
+    static, head = event.static, event.static.scheduler.retain
+    requests, row = event.requests, column[Col.REQUEST]
+    if static.retains and head is not None and head.completed is not None and requests.turn is not None:
+        turns = requests.turn[row] + 1
+        if static.graphs:  # the last to finish need not be the last of the table
+            assert requests.needed is not None
+            turns = requests.needed[requests.program[row]]
+        learned = head.completed(event.params.scheduler.retain, event.state.learned, turns, ends)
+        event.state = event.state.replace(learned=learned)
     measured = ends & (event.measured(column) > 0)
     jct = event.since(event.now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
     event.tally.count(Count.PROGRAMS_DONE, ends)

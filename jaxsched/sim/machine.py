@@ -26,6 +26,7 @@ from jaxsched.sim.running import running_pass
 from jaxsched.sim.state import WAITING, Col, Count, Flag, Instance, Phase, State, init_state
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import rebase_tiers
+from jaxsched.sim.worth import rank_contexts
 
 #: Longest step or run of steps (537 s): what may follow an event without leaving int32.
 LONGEST_RUN_US = 2**29
@@ -115,6 +116,9 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
         event.state = event.state.replace(flags=flags)
         ready &= ~more_refill
     _begin_call(event, ready & (phase <= Phase.REFILL))
+    prefetches = offload.begin_prefetch(event, ready & (phase <= Phase.REFILL)) if static.tiered else jnp.bool_(False)
+    if static.prefetches:
+        ready &= ~prefetches
 
     if scheduler.family == "v0":  # admissions first; decodes only if nobody came in
         in_admit = ready & (phase != Phase.RUN)
@@ -141,7 +145,7 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
     result = jnp.int32(-1)
     for condition, value in (
         (repeat, Phase.REFILL), (more_drain, Phase.DRAIN), (again, Phase.ADMIT), (again & displacing, Phase.DISPLACE),
-        (more_run, Phase.RUN), (more_refill, Phase.REFILL), (more_leave, Phase.LEAVE),
+        (more_run, Phase.RUN), (more_refill | prefetches, Phase.REFILL), (more_leave, Phase.LEAVE),
     ):  # fmt: skip
         result = jnp.where(condition, int(value), result)
     return result
@@ -158,6 +162,8 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
             offload.end_copies(event, begins)
         rows = event.columns()[:, Col.REQUEST]
         event.runs.refresh_pins(begins, *event.stamp(event.now), event.slots.order == WAITING, rows)
+        if static.ranks:
+            rank_contexts(event, begins, rows)
     if event.service is not None:
         columns = event.columns()
         arrival = (columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US])

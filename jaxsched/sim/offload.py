@@ -11,10 +11,12 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import Event
 from jaxsched.sim.kv import Hit, Pin
 from jaxsched.sim.kv.runs import NO_COPY
-from jaxsched.sim.state import Count
+from jaxsched.sim.retain import FOREVER_US
+from jaxsched.sim.state import WAITING, Col, Count
 from jaxsched.sim.tiers import CopyOut, Found, Load
 
 _COUNTS = {
@@ -45,6 +47,15 @@ class Candidate:
     row: Array
     cached: Hit
     found: Found
+    pinned: Array  # a prefetched context is not: it can be evicted like any other
+
+
+@dataclasses.dataclass
+class Prefetch:
+    """A context that this micro-step loads ahead of its turn."""
+
+    active: Array
+    row: Array
 
 
 def end_copies(event: Event, begins: Bool[Array, ""]) -> None:
@@ -85,10 +96,37 @@ def find(event: Event, cached: Hit, known: Int[Array, ""]) -> Found | None:
     return event.tiers.find(own, group_blocks, cached.blocks, most, event.now)
 
 
-def load(event: Event, active: Bool[Array, ""], row: Array, cached: Hit, found: Found) -> Bool[Array, ""]:
-    """Load what was found for a candidate that would be admitted. Returns whether it must wait for it."""
-    event.candidate = Candidate(active, row, cached, found)
-    return active & (found.blocks > 0) & event.tiers.overlaps
+def load(event: Event, admits: Bool[Array, ""], row: Array, cached: Hit, found: Found) -> Bool[Array, ""]:
+    """Load what was found for a candidate that would be admitted (or is prefetched). Whether it must wait for it."""
+    runs, active = event.runs, admits
+    if event.prefetch is not None:
+        # Nobody is kept out for it: it takes blocks that are free and not pinned.
+        needed = found.blocks + cached.idle + runs.pinned_blocks() - cached.pinned
+        active = admits | (event.prefetch.active & (needed <= event.inst.free))
+        event.tiers.forget(admits | event.prefetch.active, row)
+    event.candidate = Candidate(active, row, cached, found, admits)
+    return admits & (found.blocks > 0) & event.tiers.overlaps
+
+
+def plan_prefetch(event: Event, active: Bool[Array, ""], row: Array, returns_in: Array, load_us: Array) -> None:
+    """A program pauses: its context is to be in HBM when it is expected back."""
+    time = event.now + jnp.maximum(returns_in - load_us, 0)
+    event.tiers.plan(active & event.tiers.overlaps & (returns_in < FOREVER_US), row, time)
+
+
+def begin_prefetch(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
+    """At the start of a schedule() call: whether this micro-step prefetches a context instead of going on.
+
+    Not one whose turn waits here already: that is loaded when it is its turn.
+    """
+    if not event.static.prefetches:
+        return jnp.bool_(False)
+    due = active & (event.tiers.next_plan() <= event.now)
+    row = jnp.where(due, event.tiers.planned(), 0)
+    waits = jnp.any((event.slots.order == WAITING) & (event.columns()[:, Col.REQUEST] == row))
+    event.tiers.forget(due & waits, row)
+    event.prefetch = Prefetch(due & ~waits, row)
+    return due
 
 
 def finish(event: Event) -> None:
@@ -110,7 +148,7 @@ def finish(event: Event) -> None:
     ready = tiers.ready_of(chain)
     until = jnp.where(ready > event.now, ready, NO_COPY)
     event.inst.free = event.inst.free + runs.release(gone.slot, gone.active, gone.held, gone.pin, until)
-    runs.end_load(comes, load.row, load.cached, load.found.blocks, load.found.end)
+    runs.end_load(comes, load.pinned, load.row, load.cached, load.found.blocks, load.found.end)
     for name, amount in tiers.counts.items():
         event.tally.count(_COUNTS[name], amount)
 
@@ -131,8 +169,14 @@ def _the_active(releases: list[Release]) -> Release:
 
 
 def next_wake(event: Event) -> Int[Array, ""]:
-    """When a schedule() call can find something that a copy changed; `NEVER_US` if no copy is under way."""
-    return event.runs.next_copy()
+    """When a schedule() call can find something that a copy changed, or has to prefetch; `NEVER_US`: it cannot."""
+    return jnp.minimum(event.runs.next_copy(), event.tiers.next_plan())
+
+
+def idle_wake(event: Event) -> Int[Array, ""]:
+    """When an instance without a step has to look again: those who wait may go on when a copy ends."""
+    copy = jnp.where(event.inst.waiting > 0, event.runs.next_copy(), NEVER_US)
+    return jnp.minimum(copy, event.tiers.next_plan())
 
 
 def rebased_copies(copying: Int[Array, "m r"], shift: Bool[Array, ""], epoch_us: int) -> Int[Array, "m r"]:

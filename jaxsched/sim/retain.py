@@ -40,6 +40,16 @@ class PauseView(struct.PyTreeNode):
     program: Int[Array, ""] | None = None  # identity of the program (row of its first turn)
 
 
+class ContextView(struct.PyTreeNode):
+    """What a rule of eviction sees of the contexts of paused programs at an instance (sim/worth.py)."""
+
+    tool: Int[Array, " r"]  # kind of the pause
+    age_us: Int[Array, " r"]  # how long it has lasted, at most `FOREVER_US`
+    context_tokens: Int[Array, " r"]  # what is left of the context
+    reload_us: Int[Array, " r"]  # time to compute that again
+    pause_us: Int[Array, " r"]  # the whole pause, at most `FOREVER_US`: for bounds only (`RetainHead.sees_pause`)
+
+
 @dataclasses.dataclass(frozen=True)
 class OffloadRule:
     """That contexts are copied to host memory (sim/tiers.py), and which. Hashable: it is part of what is compiled."""
@@ -47,6 +57,9 @@ class OffloadRule:
     #: (retention parameters, what was learned so far, view) -> whether the context is copied when its program pauses;
     #: None: as `TierParams.on_pause` says.
     copies: Callable[[Array, Any, PauseView], Bool[Array, ""]] | None = None
+    #: The same arguments -> when the program is expected back, in us from now: its context is loaded so that it is
+    #: there by then (`FOREVER_US`: not). None: nothing is prefetched.
+    returns_in: Callable[[Array, Any, PauseView], Int[Array, ""]] | None = None
     needs_tiers: bool = True  # False: without a host tier the policy is still one
 
 
@@ -62,7 +75,12 @@ class RetainHead:
     returned: Callable[[Any, Array, Array, Array], Any] | None = None
     #: (known, wait in us, happened) -> known: a later turn whose context was gone was admitted after that wait.
     readmitted: Callable[[Any, Array, Array], Any] | None = None
+    #: (parameters, known, turns, happened) -> known: a program is done after so many turns.
+    completed: Callable[[Array, Any, Array, Array], Any] | None = None
     sees_pause: bool = False  # a bound: reads the true pause
+    #: (parameters, known, view of all contexts) -> what each is worth (int32 or float32): the least is evicted first.
+    #: None: unpinned contexts by release, like everything else; pinned ones the latest program first.
+    value: Callable[[Array, Any, ContextView], Array] | None = None
 
 
 def reload_time_us(timing: StepTimeParams, context_tokens: Int[Array, ""]) -> Int[Array, ""]:

@@ -106,6 +106,8 @@ class SimStatic:
             raise ValueError("retention policies and the gate need chains of runs (prefix_cache = runs)")
         if self.remote_tier and not self.host_tier:
             raise ValueError("the remote pool is reached through host memory")
+        if self.tiered and self.ranks:
+            raise ValueError("an eviction order of contexts goes without memory tiers")
         if self.tiered and (self.scheduler.order is None or self.scheduler.asynchronous):
             raise ValueError("memory tiers need an ordered queue and synchronous stepping")
 
@@ -113,6 +115,11 @@ class SimStatic:
     def tiered(self) -> bool:
         """Whether contexts move between HBM and host memory."""
         return self.scheduler.offload is not None and self.host_tier and self.prefix_cache == "runs"
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether contexts are loaded before their programs are expected back."""
+        return self.tiered and self.scheduler.offload is not None and self.scheduler.offload.returns_in is not None
 
     @property
     def pins(self) -> bool:
@@ -123,6 +130,11 @@ class SimStatic:
     def retains(self) -> bool:
         """Whether KV of paused programs can be pinned."""
         return self.scheduler.retain is not None and self.prefix_cache == "runs"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether contexts of paused programs are evicted in an order of the retention rule's own."""
+        return self.retains and self.scheduler.retain is not None and self.scheduler.retain.value is not None
 
     @property
     def gated(self) -> bool:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.clock import EPOCH_US
+from jaxsched.sim.clock import EPOCH_US, NEVER_US
 from jaxsched.sim.copies import LONG_AGO, Copies, empty_table
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class TierState(struct.PyTreeNode):
     scalars: Int[Array, "m 6"]
     remote: Int[Array, "6 r"] | None  # copies in the pool that all instances share
     remote_clock: Int[Array, ""] | None
+    #: Contexts to be loaded: row of the turn (-1: none), when (relative to the epoch). None: nothing is prefetched.
+    plans: Int[Array, "m 2 e"] | None = None
 
 
 class Found(NamedTuple):
@@ -106,6 +108,7 @@ def init_tiers(static: SimStatic) -> TierState | None:
         scalars=jnp.zeros((m, 6), jnp.int32),
         remote=empty_table(m * e) if static.remote_tier else None,
         remote_clock=jnp.int32(0) if static.remote_tier else None,
+        plans=jnp.full((m, 2, e), -1, jnp.int32) if static.prefetches else None,
     )
 
 
@@ -117,6 +120,7 @@ def rebase_tiers(tiers: TierState, shift: Bool[Array, ""]) -> TierState:
         host=tiers.host.at[:, times].set(back(tiers.host[:, times])),
         scalars=tiers.scalars.at[:, OUT:].set(back(tiers.scalars[:, OUT:])),
         remote=None if tiers.remote is None else tiers.remote.at[times].set(back(tiers.remote[times])),
+        plans=None if tiers.plans is None else tiers.plans.at[:, 1].set(back(tiers.plans[:, 1])),
     )
 
 
@@ -142,6 +146,8 @@ class Tiers:
         self.remote = None
         if state.remote is not None and state.remote_clock is not None:
             self.remote = Copies(state.remote, state.remote_clock, self.params.remote_blocks)
+        self.plans = None if state.plans is None else row(state.plans)
+        self._no_place = jnp.bool_(False)
         self.counts: dict[str, Array] = {}
 
     def store(self, state: TierState | None) -> TierState:
@@ -155,12 +161,43 @@ class Tiers:
             scalars=put(state.scalars, scalars),
             remote=None if remote is None else remote.table,
             remote_clock=None if remote is None else remote.clock,
+            plans=None if self.plans is None else put(state.plans, self.plans),
         )
 
     @property
     def overflow(self) -> Bool[Array, ""]:
-        """Whether a table had no place for a copy."""
-        return self.host.overflow if self.remote is None else self.host.overflow | self.remote.overflow
+        """Whether a table had no place for a copy (or a plan)."""
+        found = self.host.overflow | self._no_place
+        return found if self.remote is None else found | self.remote.overflow
+
+    # -- prefetches ----------------------------------------------------------------------------------------------------
+
+    def plan(self, active: Bool[Array, ""], row: Array, time: Array) -> None:
+        """Load the context of a turn at that time."""
+        assert self.plans is not None
+        rows, times = self.plans
+        index = jnp.arange(rows.shape[0], dtype=jnp.int32)
+        place = jnp.min(jnp.where(rows < 0, index, rows.shape[0]))
+        self._no_place = self._no_place | (active & (place == rows.shape[0]))
+        here = (index == place) & active
+        self.plans = jnp.stack([jnp.where(here, row, rows), jnp.where(here, time, times)])
+
+    def next_plan(self) -> Int[Array, ""]:
+        """When the next context is to be loaded; `NEVER_US`: none is."""
+        if self.plans is None:
+            return jnp.int32(NEVER_US)
+        return jnp.min(jnp.where(self.plans[0] >= 0, self.plans[1], NEVER_US))
+
+    def planned(self) -> Int[Array, ""]:
+        """The turn whose context is to be loaded next: the first by time, then by row."""
+        assert self.plans is not None
+        rows, times = self.plans
+        return jnp.min(jnp.where((rows >= 0) & (times == self.next_plan()), rows, 2**31 - 1))
+
+    def forget(self, active: Bool[Array, ""], row: Array) -> None:
+        """The context of a turn is not to be loaded (any more)."""
+        if self.plans is not None:
+            self.plans = self.plans.at[0].set(jnp.where((self.plans[0] == row) & active, -1, self.plans[0]))
 
     @property
     def overlaps(self) -> Bool[Array, ""]:

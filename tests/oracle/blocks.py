@@ -56,8 +56,10 @@ class Context:
     program: int  # row of its first turn; in a graph, of its chain's
     deadline_us: float | None  # end of its time to live, infinity = until the return, None = none
     final_tokens: int  # of the next turn (for bounds)
+    returns_us: int = 0  # when the next turn will arrive (for bounds)
     blocks: list[Block] = field(default_factory=list)  # from the beginning on
     is_pinned: bool = False
+    waits: bool = False  # its next turn waits here
 
 
 class CountPool:
@@ -70,6 +72,7 @@ class CountPool:
         self.contexts: list[Context] = []  # none without a cache
         self.noted: Counter[str] = Counter()
         self.loading: dict[int, int] = {}
+        self.by_return = False
         self.next_copy_us, self.num_leaving = None, 0
 
     def lookup(self, request: Request) -> Hit:
@@ -136,6 +139,7 @@ class CachingPool:
         self._hash_of: dict[tuple, int] = {}  # (hash of the block before, tokens) -> hash
         self.contexts: list[Context] = []  # in order of release
         self.noted: Counter[str] = Counter()
+        self.by_return = False  # contexts are evicted in the order of their programs' returns, last first
         #: Blocks that a copy under way needs, and until when: they have their place in the queue but are not free.
         self._copying: dict[int, int] = {}
         self.loading: dict[int, int] = {}  # turns whose context is on its way into HBM -> when it will be there
@@ -258,8 +262,8 @@ class CachingPool:
         coming = {b.index for c in self.contexts if c.next_turn in self.loading for b in c.blocks}
         return len(self._copying.keys() - coming)
 
-    def begin_load(self, request: Request, hit: Hit, num_blocks: int, end_us: int) -> None:
-        """So many blocks more come into HBM behind a hit, which stays until then; the whole is pinned."""
+    def begin_load(self, request: Request, hit: Hit, num_blocks: int, end_us: int, *, pinned: bool = True) -> None:
+        """So many blocks more come into HBM behind a hit, which stays until then; the whole is a context."""
         own = hit.blocks[request.shared_blocks :]
         own_end_us = max([self._copying.get(block.index, end_us) for block in own] + [end_us])
         for block in hit.blocks:
@@ -277,13 +281,14 @@ class CachingPool:
             self._leave_context(block)
         self.loading[request.row] = own_end_us
         self.contexts = [c for c in self.contexts if c.program != request.owner]
-        self.contexts.append(Context(request.row, request.owner, None, request.final_tokens, own, is_pinned=True))
+        self.contexts.append(Context(request.row, request.owner, None, request.final_tokens, 0, own, is_pinned=pinned))
 
     def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
         """At the start of a schedule() call."""
         rows = {request.row for request in waiting}
         for context in self.contexts:
             in_time = context.deadline_us is not None and now_us <= context.deadline_us
+            context.waits = context.next_turn in rows
             context.is_pinned = in_time or (context.is_pinned and context.next_turn in rows)
 
     def pinned_turns(self) -> list[int]:
@@ -296,7 +301,12 @@ class CachingPool:
         return sum(b not in hit.blocks for b in pinned)
 
     def _next_to_take(self) -> Block:
-        """Unpinned free blocks in the queue's order; then pinned ones, from the end of the latest program's."""
+        """Unpinned free blocks in the queue's order; then pinned ones, from the end of the latest program's.
+
+        `by_return`: those of contexts after all others, the one whose program returns last first.
+        """
+        if self.by_return:
+            return self._last_to_return()
         pinned = [c for c in self.contexts if c.is_pinned]
         kept = {block.index for c in pinned for block in c.blocks}
         for index, block in self._free_queue.items():
@@ -305,6 +315,16 @@ class CachingPool:
         self.noted["pinned_block_taken"] += 1
         takeable = [c for c in pinned if not any(b.index in self._copying for b in c.blocks)]
         return max(takeable, key=lambda c: c.program).blocks[-1]
+
+    def _last_to_return(self) -> Block:
+        of_contexts = {block.index for c in self.contexts for block in c.blocks}
+        for index, block in self._free_queue.items():
+            if index not in of_contexts:
+                return block
+        self.noted["context_block_taken"] += 1
+        self.noted["pinned_block_taken"] += all(c.is_pinned for c in self.contexts)
+        chosen = min(self.contexts, key=lambda c: (c.is_pinned, c.waits, 0 if c.waits else -c.returns_us))
+        return chosen.blocks[-1]
 
     def _leave_context(self, block: Block) -> None:
         for context in self.contexts:

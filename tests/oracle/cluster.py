@@ -209,6 +209,7 @@ class _Cluster:
             "chain": workload.chain[row],
             "owner": self.program[row] if workload.waits is None else workload.chain[row],
             "next_on_chain": turn if goes_on else -1,
+            "next_prompt": workload.prompt_content[turn] if goes_on and workload.prompt_content else [],
             "next_pause_us": workload.pause_us[turn] if goes_on else 0,
             "shared_blocks": workload.group_tokens[row] // block_size if workload.group[row] >= 0 else 0,
         }

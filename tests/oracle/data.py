@@ -17,7 +17,7 @@ Order = Literal[
     "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas",
     "srpt_program",
 ]  # fmt: skip
-Retention = Literal["", "static_ttl", "preserve", "clair"]
+Retention = Literal["", "static_ttl", "preserve", "clair", "belady"]
 Router = Literal[
     "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky",
     "sglang", "preble_e2", "conductor", "dynamo_kv", "llmd_score",
@@ -203,6 +203,7 @@ class Request:
     next_final_tokens: int = 0  # ... of the next turn on the chain
     chain: int = -1  # identity of the turn's own content
     shared_blocks: int = 0  # full blocks of the prefix shared with other programs: not the program's own
+    next_prompt: list[Token] = field(default_factory=list)  # the next turn's, if it goes on with this one's content
     computed: int = 0  # tokens whose KV exists or is scheduled
     delivered: int = 0  # output tokens processed
     in_flight: int = 0  # output tokens of steps that have been scheduled and not yet processed

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.oracle import admission, attained, other_engines, vllm_v1
 from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
-from tests.oracle.data import EngineConfig, Request, StepFeatures, StepLog, StepTime
+from tests.oracle.data import EngineConfig, Record, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
 from tests.oracle.tiers import Load, Store, Tiers
 
@@ -59,7 +59,9 @@ class Instance:
         self.programs = {} if programs is None else programs  # what they were served, at all instances
         self.config, self.step_time = config, step_time
         self.pool = make_pool(config.usable_blocks, config.block_size, config.prefix_caching)
+        self.pool.by_return = config.retention == "belady"
         self.tiers = Tiers(config.tiers, remote) if config.tiers else None
+        self.plans: dict[int, tuple[int, Request]] = {}  # turn -> when its context is loaded, its prompt
         self.running: list[Request] = []  # admission order
         self.waiting: list[Request] = []  # fcfs: front first; other orders: any order
         self.in_flight: deque[Step] = deque()
@@ -146,6 +148,7 @@ class Instance:
         """
         hit = hit or Hit()
         self.waiting.remove(request)
+        self.plans.pop(request.row, None)
         self.running.append(request)
         request.is_running = True
         self.pool.admit(request, hit, block_tokens)
@@ -172,6 +175,7 @@ class Instance:
         assert self.tiers is not None and isinstance(self.pool, CachingPool)
         self.tiers.load(request.chain, request.shared_blocks, len(hit.blocks), load, call.now_us)
         if self.tiers.config.overlap:
+            self.plans.pop(request.row, None)
             self.pool.begin_load(request, hit, load.blocks, load.end_us)
         return self.tiers.config.overlap
 
@@ -212,11 +216,17 @@ class Instance:
             for request in self.waiting:
                 attained.enter(self.programs, request)
             self.noted["promoted"] += attained.promote(self.config, self.waiting, now_us)
+        while (due := min(((t, row) for row, (t, _) in self.plans.items() if t <= now_us), default=None)) is not None:
+            self._prefetch(self.plans.pop(due[1])[1], now_us)
+            self.pool.end_copies(now_us)  # it may have taken no time
+            self.pool.refresh_pins(now_us, self.waiting)
         call = Call(now_us, self.config.token_budget)
         SCHEDULERS[self.config.kind](self, call)
         if not call.scheduled and not call.preempted:
-            if not self.in_flight and self.waiting:  # a copy that ends may let them in
-                self._wake_us = self.pool.next_copy_us
+            if not self.in_flight:  # a copy that ends may let in those who wait
+                wakes = [t for t, _ in self.plans.values()]
+                wakes += [self.pool.next_copy_us] if self.waiting and self.pool.next_copy_us is not None else []
+                self._wake_us = min(wakes, default=None)
             return call
         features = _features(call)
         start_us = max(now_us, self.in_flight[-1].end_us) if self.in_flight else now_us
@@ -280,6 +290,34 @@ class Instance:
         request.record.finish_us = now_us
         self._remove(request, now_us, self._context(request, now_us))
 
+    def _plan_prefetch(self, request: Request, now_us: int) -> None:
+        """The context of a program that pauses is to be in HBM when it is expected back."""
+        tiers = self.config.tiers
+        assert tiers is not None
+        full_blocks = (request.prompt_tokens + request.output_tokens - 1) // self.config.block_size
+        load_us = tiers.host_in.time_us(max(full_blocks - request.shared_blocks, 0))
+        later = Request(
+            row=request.next_on_chain, prompt_tokens=len(request.next_prompt), output_tokens=1, predicted_tokens=1,
+            klass=0, priority=0, arrival_us=0, sequence=0, record=Record(request.next_on_chain),
+            content=list(request.next_prompt), output_stream=None, program=request.program, owner=request.owner,
+            chain=request.chain, shared_blocks=request.shared_blocks, final_tokens=request.next_final_tokens,
+        )  # fmt: skip
+        self.plans[later.row] = (now_us + max(tiers.returns_in_us - load_us, 0), later)
+
+    def _prefetch(self, later: Request, now_us: int) -> None:
+        """Load a context ahead of its turn, into blocks that are free and not pinned."""
+        if any(request.row == later.row for request in self.waiting):
+            return
+        assert self.tiers is not None and isinstance(self.pool, CachingPool)
+        hit = self.pool.lookup(later)
+        most = (later.num_tokens - 1) // self.config.block_size
+        load = self.tiers.find(later.chain, later.shared_blocks, len(hit.blocks), most, now_us)
+        if load is None or load.blocks + hit.num_evictable + self.pool.pinned_besides(hit) > self.pool.free:
+            return
+        self.noted["prefetched"] += 1
+        self.tiers.load(later.chain, later.shared_blocks, len(hit.blocks), load, now_us)
+        self.pool.begin_load(later, hit, load.blocks, load.end_us, pinned=False)
+
     def _is_expired(self, request: Request, now_us: int) -> bool:
         timeouts_us = self.config.timeouts_us
         timeout_us = timeouts_us[request.klass] if request.klass < len(timeouts_us) else 0
@@ -295,13 +333,14 @@ class Instance:
             return None
         ttl_us = self._time_to_live(request)
         deadline_us = now_us + ttl_us if ttl_us > 0 else None
-        return Context(request.next_on_chain, request.owner, deadline_us, request.next_final_tokens)
+        returns_us = now_us + request.next_pause_us
+        return Context(request.next_on_chain, request.owner, deadline_us, request.next_final_tokens, returns_us)
 
     def _time_to_live(self, request: Request) -> float:
         config = self.config
         if config.retention == "preserve":
             return math.inf
-        if config.retention == "static_ttl":
+        if config.retention in ("static_ttl", "belady"):
             return config.ttl_us
         if config.retention == "clair":
             full_blocks = (request.prompt_tokens + request.output_tokens - 1) // config.block_size
@@ -337,6 +376,8 @@ class Instance:
     def _remove(self, request: Request, now_us: int, context: Context | None = None) -> None:
         self.num_left += 1
         copies = context is not None and self.tiers is not None and self.tiers.config.on_pause
+        if copies and self.tiers is not None and self.tiers.config.overlap and self.tiers.config.returns_in_us >= 0:
+            self._plan_prefetch(request, now_us)
         self._release(request, now_us, context, copies=copies)
         (self.running if request.is_running else self.waiting).remove(request)
         request.is_running = False

@@ -189,8 +189,12 @@ class Dispatcher:
         return cost.index(min(cost))
 
     def _conductor(self, arrival: Arrival, views: list[View], matched: list[int]) -> int:
-        weight = self.config.params["running_cost"]
-        cost = [v.prefill_tokens - hit + weight * v.running for v, hit in zip(views, matched, strict=True)]
+        p, longest = self.config.params, max(matched)
+        cost = []
+        for view, hit in zip(views, matched, strict=True):
+            fetches = p["fetch_ratio"] > 0 and longest > p["fetch_ratio"] * hit
+            saved = (longest - hit) * (1 - p["fetch_cost"]) if fetches else 0
+            cost.append(view.prefill_tokens - hit - saved + p["running_cost"] * view.running)
         return cost.index(min(cost))
 
     def _dynamo(self, arrival: Arrival, views: list[View], matched: list[int]) -> int:

@@ -39,6 +39,7 @@ class TierConfig:
     keep_copy: bool = True
     on_pause: bool = True
     on_preempt: bool = True
+    returns_in_us: int = -1  # when programs are expected back: contexts are prefetched by then; -1 = not
 
 
 @dataclass(eq=False)

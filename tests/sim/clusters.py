@@ -12,6 +12,7 @@ import random
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsched import policies
@@ -21,6 +22,7 @@ from jaxsched.sim.build import make_params as make_sim_params
 from jaxsched.sim.build import make_static
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.retain import FOREVER_US, OffloadRule, PauseView
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
 from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
@@ -153,6 +155,14 @@ class Variant:
         policy = policies.compose(
             self.scheduler, self.router, max_num_seqs=self.size.max_num_seqs, **ORDER_PARAMS.get(self.base, {})
         )
+        if "belady" in self.parts:  # with pins in some lanes: the order in which they are broken is its own too
+            retain = dataclasses.replace(policy.scheduler.spec.retain, ttl=_first_parameter_ms)
+            spec = dataclasses.replace(policy.scheduler.spec, retain=retain)
+            policy = dataclasses.replace(policy, scheduler=dataclasses.replace(policy.scheduler, spec=spec))
+        if "prefetch" in self.parts:
+            # A prediction that differs from lane to lane and that the reference knows: the last retention parameter.
+            spec = dataclasses.replace(policy.scheduler.spec, offload=OffloadRule(returns_in=_returns_in))
+            policy = dataclasses.replace(policy, scheduler=dataclasses.replace(policy.scheduler, spec=spec))
         if self.base != "past_future":
             return policy
         spec = dataclasses.replace(policy.scheduler.spec, admit=past_future_head(HISTORY))
@@ -235,7 +245,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
             "reserved": draw.choice([0.0, 0.05, 0.25]),
             "overcommit": draw.choice([0.75, 1.0, 1.5]),
         }
-    rule = next((part for part in parts if part not in ("gate", "peak", "offload")), "")
+    rule = next((part for part in parts if part not in ("gate", "peak", "offload", "prefetch")), "")
     if parts and order == "fcfs":
         order = "arrival"  # a queue that pins and the gate can look into
     longest = size.max_prompt + size.max_output
@@ -267,7 +277,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         max_queue=draw.choice([0, 0, 1, 4]),
         timeouts_us=(0, draw.choice([0, 40, 200, 2000]) * LATTICE_US) if variant.timeouts else (0, 0),
         retention=rule,  # type: ignore[arg-type]
-        ttl_us=draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0,
+        ttl_us=_ttl_us(rule, draw, "prefetch" in parts),
         clair_price=draw.choice([0.001, 0.003, 0.01]) if rule == "clair" else 0.0,
         gate_fraction=_gate_fraction(parts, draw),
         gate_final="peak" in parts,
@@ -276,6 +286,14 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         **by_service,
         **admission,
     )
+
+
+def _ttl_us(rule: str, draw: random.Random, prefetch: bool) -> int:
+    if rule == "belady":
+        return draw.choice([0, 0, 10, 60]) * LATTICE_US
+    if rule == "static_ttl" and prefetch:  # mostly short, or nothing is lost in a pause
+        return draw.choice([1, 1, 1, 60]) * LATTICE_US
+    return draw.choice([1, 10, 60, 250]) * LATTICE_US if rule == "static_ttl" else 0
 
 
 def _gate_fraction(parts: list[str], draw: random.Random) -> float:
@@ -287,7 +305,14 @@ def _gate_fraction(parts: list[str], draw: random.Random) -> float:
 
 def _random_tiers(variant: Variant, draw: random.Random, on_lattice: bool) -> TierConfig:
     pool_blocks = max(variant.size.usable_tokens) // variant.block_size
-    return random_tiers(pool_blocks, variant.tiers == "remote", draw, LATTICE_US if on_lattice else 0)
+    tiers = random_tiers(pool_blocks, variant.tiers == "remote", draw, LATTICE_US if on_lattice else 0)
+    if "prefetch" not in variant.parts:
+        return tiers
+    if draw.random() < 0.8:  # contexts are not lost, nor is what is expected
+        tiers = dataclasses.replace(
+            tiers, host_blocks=draw.choice([pool_blocks // 3, 4 * pool_blocks]), overlap=True, on_pause=True
+        )
+    return dataclasses.replace(tiers, returns_in_us=draw.choice([-1, 10, 30, 60, 120, 250]) * LATTICE_US)
 
 
 def _random_workload(variant: Variant, draw: random.Random, on_lattice: bool) -> Workload:
@@ -412,7 +437,7 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
             gate_fraction=np.asarray([engine.gate_fraction for engine in engines], np.float32),
             **_service_params(variant, engines),
             admit=np.asarray([_admit_params(engine) for engine in engines], np.float32),
-            retain=np.asarray([_retain_params(engine) for engine in engines], np.float32),
+            retain=np.asarray([_retain_params(variant, engine) for engine in engines], np.float32),
         ),
         usable_blocks=np.repeat(usable[:, None], variant.size.num_instances, axis=1),
         max_queue=column([engine.max_queue for engine in engines]),
@@ -447,9 +472,27 @@ def _admit_params(engine: EngineConfig) -> list[float]:
     return [engine.max_output, *last[engine.admission]] if engine.admission else []
 
 
-def _retain_params(engine: EngineConfig) -> list[float]:
+def _retain_params(variant: Variant, engine: EngineConfig) -> list[float]:
     """As the retention rules take them."""
-    return {"static_ttl": [engine.ttl_us / 1000], "clair": [engine.clair_price]}.get(engine.retention, [])
+    ttl_ms = [engine.ttl_us / 1000]
+    rules = {
+        "static_ttl": ttl_ms, "belady": ttl_ms, "clair": [engine.clair_price],
+        "gittins_index": [0.1, 100.0],  # price, mean tokens of a context (the reference does not have this rule)
+    }  # fmt: skip
+    rule = rules.get(engine.retention, [])
+    if "prefetch" not in variant.parts or engine.tiers is None:
+        return rule
+    return [*rule, float(engine.tiers.returns_in_us)]
+
+
+def _first_parameter_ms(params, known, view: PauseView) -> jax.Array:
+    del known, view
+    return (params[0] * 1000.0).astype(jnp.int32)
+
+
+def _returns_in(params, known, view: PauseView) -> jax.Array:
+    del known, view
+    return jnp.where(params[-1] < 0, FOREVER_US, params[-1].astype(jnp.int32))
 
 
 def reference_step_time(timing: StepTimeParams) -> StepTime:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxsched as js
-from jaxsched.policies.gittins import GITTINS, index_retention
-from jaxsched.retention.pauses import Lomax, tables_from_laws
+from jaxsched.policies.gittins import GITTINS, GITTINS_INDEX, KNOTS, index_retention
+from jaxsched.retention.index import return_rate
+from jaxsched.retention.pauses import Lomax, tables_from_history, tables_from_laws
+from jaxsched.retention.ttl import empty_history, record
 from jaxsched.scenario import Scenario
+from jaxsched.sim.retain import ContextView
 from jaxsched.timing import affine
 from jaxsched.workloads import Workload
 
@@ -83,3 +88,27 @@ def test_a_lomax_pause_is_kept_for_seven_seconds_and_costs_no_more_than_the_best
     reload_s = (STEP_US + CONTEXT * TOKEN_US) / SECOND
     cost = np.minimum(returned_after, evicted_after) + missing * reload_s
     assert 2.70 < cost.mean() < 2.76
+
+
+def test_the_order_of_eviction_is_that_of_the_index_by_then() -> None:
+    """`gittins_index` against `return_rate` at each context's own age: tools, ages and sizes all count."""
+    pauses = (jnp.arange(1, 121) * 1_000, jnp.arange(1, 121) * 100_000)  # enough of each that its own law is believed
+    both = lambda known, pause: (record(record(known, 0, pause[0]), 1, pause[1]), None)
+    known, _ = jax.lax.scan(both, empty_history(2), pauses)
+    view = ContextView(
+        tool=jnp.int32([0, 1, 1, 0, 0]),
+        age_us=jnp.int32([0, 0, 2_000_000, 55_000, 0]),
+        context_tokens=jnp.int32([1000, 1000, 1000, 1000, 4000]),
+        reload_us=jnp.int32([64_000, 64_000, 64_000, 64_000, 64_000]),
+        pause_us=jnp.zeros(5, jnp.int32),
+    )
+    params = jnp.float32([0.1, 8000.0])
+    head = GITTINS_INDEX.head
+    assert head.value is not None
+    worth = np.asarray(head.value(params, known, view))
+    table = tables_from_history(known, KNOTS)
+    for i in range(5):
+        rate = return_rate(table, view.tool[i], view.age_us[i].astype(jnp.float32))
+        expected = float(rate) * 64_000 * 8000.0 / float(view.context_tokens[i])
+        assert worth[i] == pytest.approx(expected, rel=1e-5)
+    assert worth[0] > worth[1] and worth[0] == pytest.approx(4 * worth[4], rel=1e-5) and len(set(worth.tolist())) == 5

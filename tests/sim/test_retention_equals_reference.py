@@ -28,6 +28,7 @@ VARIANTS = [
     _variant("continuum+static_ttl", "program_sticky", block_size=8, timeouts=True),
     _variant("vllm-async+static_ttl", "least_outstanding"),
     _variant("srpt_program+clair+peak", "program_sticky"),
+    _variant("pfcfs+belady", "program_sticky"),
     _variant("vllm+gate", "least_kv", thresholds=True),
     _variant("pfcfs+static_ttl+gate", "program_sticky", block_size=8),
 ]
@@ -54,6 +55,8 @@ def _assert_exercised(variant: Variant, seen: Counter[str], num_lanes: int) -> N
     at_least = {"finished": 1000, "preemptions": 15, "cached": 10_000}
     if variant.parts != ["gate"]:
         at_least |= {"pinned_block_taken": 10, "kept_out_by_pins": 10}
+    if "belady" in variant.parts:
+        at_least |= {"context_block_taken": 100}
     if {"gate", "peak"} & set(variant.parts):
         at_least["kept_out_by_gate"] = 500
     assert {name: seen[name] for name, least in at_least.items() if seen[name] < least} == {}

@@ -32,14 +32,14 @@ COUNTS = {
     Count.TRANSFERS: "transfers",
     Count.STALL_US: "stall_us",
 }
-#: Pins, timeouts and a remote pool, preemption by memory only; displacement by changing priorities, list order.
+#: Pins, prefetches, timeouts and a remote pool, preemption by memory only; displacement by changing priorities.
 SPILL = Variant(
-    "continuum+static_ttl+offload", "program_sticky", timeouts=True, turns=True, cache="runs", size=RETENTION,
+    "continuum+static_ttl+prefetch", "program_sticky", timeouts=True, turns=True, cache="runs", size=RETENTION,
     tiers="remote",
 )  # fmt: skip
 SWITCH = Variant("fastswitch", "least_kv", block_size=8, turns=True, cache="runs", size=RETENTION, tiers="host")
 EXERCISED = {
-    SPILL: ("remote_out_blocks", "remote_in_blocks", "dropped_in_pool", "kept_out_by_pins"),
+    SPILL: ("prefetched", "remote_out_blocks", "remote_in_blocks", "dropped_in_pool", "kept_out_by_pins"),
     SWITCH: ("waited_for_copies",),
 }
 

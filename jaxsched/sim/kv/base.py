@@ -31,6 +31,8 @@ class Pin(NamedTuple):
     program: jax.Array  # row of its first turn; where programs are graphs, of the first turn of the chain
     due_epoch: jax.Array  # end of the time to live
     due_us: jax.Array
+    since_epoch: jax.Array | int = 0  # when the pause began
+    since_us: jax.Array | int = 0
     copy: jax.Array | bool = False  # whether a copy in host memory is brought up to date (sim/tiers.py)
 
 

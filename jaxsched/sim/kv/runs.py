@@ -29,16 +29,19 @@ UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
 CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
 #: ... and with memory tiers: end of the copy that needs the run (relative to the epoch), 1 while it comes into HBM.
 COPYING, LOADING = 9, 10
+#: ... and, last, where contexts are ranked (sim/worth.py), three: when the pause began (epoch, us), place in the order.
 #: Rows of `slots`.
 REGISTERED, OWN, GROUP, GROUP_BLOCKS = range(4)
 #: Columns of `scalars`.
 UNHASHED, DEBT, CLOCK, AHEAD = range(4)
-NUM_FIELDS, NUM_TIER_FIELDS = 9, 2
+NUM_FIELDS, NUM_TIER_FIELDS, NUM_RANK_FIELDS = 9, 2, 3
 #: `COPYING` of a run that no copy needs.
 NO_COPY = -(2**31)
 #: Eviction key of pinned runs: behind all stamps, the latest program first.
 PINNED_KEY = 2**30
 MOST_PROGRAMS = 2**28
+#: ... and of contexts that are ranked and not pinned. A context that has no rank yet goes after those that have one.
+RANKED_KEY, UNRANKED = 2**29, 2**20
 
 
 class RunTableState(struct.PyTreeNode):
@@ -46,7 +49,7 @@ class RunTableState(struct.PyTreeNode):
 
     #: Chain, first block, end (blocks), stamp of release; and, for the context of a paused program: row of the next
     #: turn (-1: none), program (row of its first turn; of graphs, of the chain's), end of its time to live (epoch, us),
-    #: 1 while pinned. With memory tiers two more, see `COPYING`.
+    #: 1 while pinned; then what tiers and ranks add.
     runs: Int[Array, "m f r"]
     slots: Int[Array, "m 4 s"]  # per slot: blocks registered, own chain, group (as a chain), blocks of the group prefix
     scalars: Int[Array, "m 4"]  # free blocks without content, debt, release clock, taken ahead
@@ -54,7 +57,8 @@ class RunTableState(struct.PyTreeNode):
 
 def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     """An empty cache."""
-    m, fields = static.num_instances, NUM_FIELDS + (NUM_TIER_FIELDS if static.tiered else 0)
+    m = static.num_instances
+    fields = NUM_FIELDS + NUM_TIER_FIELDS * static.tiered + NUM_RANK_FIELDS * static.ranks
     runs = jnp.zeros((m, fields, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED)
     return RunTableState(
         runs=runs.at[:, COPYING].set(NO_COPY) if static.tiered else runs,
@@ -72,6 +76,8 @@ class RunTable(KvCache):
         self.next, self.program, self.due_epoch, self.due_us, self.pinned = (runs[i] for i in range(4, NUM_FIELDS))
         if static.tiered:
             self.copying, self.loading = runs[COPYING], runs[LOADING]
+        if static.ranks:
+            self.since_epoch, self.since_us, self.rank = (runs[i] for i in range(-NUM_RANK_FIELDS, 0))
         self.registered, self.own, self.group, self.group_blocks = (slots[i] for i in range(4))
         self.unhashed, self.debt, self.clock, self.ahead = (scalars[i] for i in range(4))
         self.copies = self.overflow = jnp.bool_(False)
@@ -95,6 +101,7 @@ class RunTable(KvCache):
             self.chain, self.low, self.high, self.stamp,
             self.next, self.program, self.due_epoch, self.due_us, self.pinned,
             *([self.copying, self.loading] if self._static.tiered else []),
+            *([self.since_epoch, self.since_us, self.rank] if self._static.ranks else []),
         ])  # fmt: skip
         slots = jnp.stack([self.registered, self.own, self.group, self.group_blocks])
         scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.ahead])
@@ -112,7 +119,10 @@ class RunTable(KvCache):
             used &= self.copying == NO_COPY
         length = jnp.where(used, self.high - self.low, 0)
         key = self.stamp
-        if self._static.pins:
+        if self._static.ranks:  # those without a program that returns first, then the least worth
+            last = jnp.where(self.pinned > 0, PINNED_KEY, RANKED_KEY) + self.rank
+            key = jnp.where(self.next >= 0, last, key)
+        elif self._static.pins:
             key = jnp.where(self.pinned > 0, PINNED_KEY + MOST_PROGRAMS - self.program, key)
         self.high = self.high - take_oldest(key, length, owed)
         self.debt = jnp.zeros_like(owed)
@@ -154,11 +164,6 @@ class RunTable(KvCache):
         """Of each run that is the context of a program whose next turn is none of these: that turn; else -1."""
         waits = jnp.any(self.next[:, None] == rows[None, :], axis=1)
         return jnp.where((self.chain != UNUSED) & ~waits, self.next, -1)
-
-    def blocks_of(self, rows: Int[Array, " s"]) -> Int[Array, ""]:
-        """Idle blocks of the programs whose next turns these are."""
-        theirs = jnp.any((self.next[:, None] == rows[None, :]) & (self.next >= 0)[:, None], axis=1)
-        return jnp.sum(jnp.where(theirs & (self.chain != UNUSED), self.high - self.low, 0))
 
     def found_own(self, hit: Hit) -> Bool[Array, ""]:
         """Whether a lookup found anything of the own chain."""
@@ -219,8 +224,8 @@ class RunTable(KvCache):
         self.take(blocks)
         return held + blocks
 
-    def end_load(self, active: Bool[Array, ""], row: Array, hit: Hit, blocks: Array, end: Array) -> None:
-        """The run that a load makes of the row's own chain: it comes in until `end` and is pinned for the row."""
+    def end_load(self, active: Bool[Array, ""], pinned: Array, row: Array, hit: Hit, blocks: Array, end: Array) -> None:
+        """The run that a load makes of the row's own chain: it comes in until `end`, and is perhaps pinned for it."""
         own, _, group_blocks, _ = hit.where
         high = hit.blocks + blocks
         self._append(active & ~jnp.any(self.chain == own), own, group_blocks, high, self.clock, None, end)
@@ -228,7 +233,8 @@ class RunTable(KvCache):
         put = lambda value, field: jnp.where(mine, value, field)
         self.high, self.stamp = put(high, self.high), put(self.clock, self.stamp)
         self.next, self.program = put(row, self.next), put(self._owner(row), self.program)
-        self.due_epoch, self.pinned, self.loading = put(-1, self.due_epoch), put(1, self.pinned), put(1, self.loading)
+        self.due_epoch, self.loading = put(-1, self.due_epoch), put(1, self.loading)
+        self.pinned = put(pinned.astype(jnp.int32), self.pinned)
         self.clock = self.clock + 2 * active
 
     def _drop_empty(self) -> None:
@@ -326,6 +332,10 @@ class RunTable(KvCache):
         self.due_epoch = jnp.where(here, pin.due_epoch, self.due_epoch)
         self.due_us = jnp.where(here, pin.due_us, self.due_us)
         self.pinned = jnp.where(here, 0, self.pinned)  # until the next call looks
+        if self._static.ranks:
+            since = zip((pin.since_epoch, pin.since_us), (self.since_epoch, self.since_us), strict=True)
+            self.since_epoch, self.since_us = (jnp.where(here, new, old) for new, old in since)
+            self.rank = jnp.where(here, UNRANKED + (stamp & (UNRANKED - 1)), self.rank)
 
     def _owner(self, row: Int[Array, ""]) -> Int[Array, ""]:
         """Whose context a row's own chain is: the program's; in graphs of the row at which the chain began."""
