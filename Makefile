@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell n=$$( { nproc || getconf _NPROCESSORS_ONLN || echo 2; } 2>/dev/null | head -n 1); echo $$(( n > 8 ? 8 : n )))
 ARGS ?=
 
-.PHONY: help setup demo test test-full test-newest lint types format bench smoke ci clean
+.PHONY: help setup demo train test test-full test-newest lint types format bench smoke ci clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,13 @@ demo: setup ## compare schedulers on calibrated chat traffic; writes demo/report
 	@"$(BIN)/jaxsched" compare configs/compare/demo.yaml --out demo
 	@test -s demo/report.html || { echo "make demo: demo/report.html was not written" >&2; exit 1; }
 	@echo "The report: file://$(CURDIR)/demo/report.html"
+
+# Other than training, the comparison takes a few minutes: nine policies on 20 held-out workloads of 300 programs.
+RULES := continuum,continuum with 3 TTL,plas+ttl,gittins,plas+gittins,continuum+gate,gittins+gate
+train: setup ## train the quickstart policy (minutes on two cores) and compare it with the rules; see runs/quickstart
+	@"$(BIN)/python" -m train configs/train/quickstart.yaml
+	@"$(BIN)/jaxsched" compare configs/compare/agents.yaml --policies "$(RULES),runs/quickstart" \
+		--compare.seeds 20 --out runs/quickstart/report
 
 test: setup ## run all tests, slow ones at reduced size (ARGS="-k name" narrows)
 	@"$(BIN)/python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--out", default="results", help="folder for report.html and comparison.json (default: results)"
     )
-    compare.add_argument("--policies", help="comma-separated, instead of the configured ones: vllm,sarathi+least_kv")
+    compare.add_argument(
+        "--policies", help="comma-separated, of those configured or others: vllm,sarathi+least_kv,runs/mine"
+    )
     compare.add_argument("--json", action="store_true", help="print the table as JSON")
 
     simulate = commands.add_parser("simulate", help="run one policy", epilog=OVERRIDES, allow_abbrev=False)
@@ -224,8 +226,12 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
 def _with_policies(options: argparse.Namespace, overrides: list[str]) -> list[str]:
     if not options.policies:
         return overrides
+    from jaxsched.config import load_compare
+
     names = [name.strip() for name in options.policies.split(",") if name.strip()]
-    extra = [f"compare.policies={json.dumps(names)}"]
+    # A name of the configuration keeps its settings there.
+    known = {choice.name: choice.model_dump(mode="json") for choice in load_compare(options.config).compare.policies}
+    extra = [f"compare.policies={json.dumps([known.get(name, name) for name in names])}"]
     if not any(o.startswith("compare.baseline=") for o in overrides):
         extra.append(f"compare.baseline={names[0]}")
     return [*overrides, *extra]

@@ -263,13 +263,7 @@ def run_lanes(
     """
     num_lanes = len(lanes.first_program)
     devices = min(num_devices or len(jax.local_devices()), num_lanes)
-    lanes = _pad_lanes(lanes, -num_lanes % devices)
-    if devices > 1:
-        lanes = dataclasses.replace(
-            lanes,
-            params=_place(lanes.params, lanes.param_axes, devices),
-            requests=_place(lanes.requests, lanes.request_axes, devices),
-        )
+    lanes = place_lanes(_pad_lanes(lanes, -num_lanes % devices), devices)
     shown = 0
 
     def show(settled: int) -> None:
@@ -284,9 +278,17 @@ def run_lanes(
 
 
 def _run_once(
-    static: SimStatic, lanes: Lanes, devices: int, num_lanes: int, show: Callable[[int], None]
+    static: SimStatic,
+    lanes: Lanes,
+    devices: int,
+    num_lanes: int,
+    show: Callable[[int], None],
+    most_chunks: int | None = None,
 ) -> tuple[State, Trajectory] | SimStatic:
-    """`run_lanes` with tables as `static` has them, or larger ones to try again with once a lane is short of room."""
+    """`run_lanes` with tables as `static` has them, or larger ones to try again with once a lane is short of room.
+
+    After `most_chunks` chunks lanes stay as they are, done or not.
+    """
     start, chunk = programs(static, lanes, devices)
     epoch, us = split_us(lanes.start_us)
     params, requests = lanes.params, lanes.requests
@@ -298,7 +300,7 @@ def _run_once(
             return larger
         pieces.append({k: np.asarray(v)[:num_lanes] for k, v in snapshots.items()})
         show(int(pieces[-1]["finished"][:, -1].sum() + pieces[-1]["gone"][:, -1].sum()))
-        if bool(np.all(np.asarray(done))):
+        if bool(np.all(np.asarray(done))) or len(pieces) == most_chunks:
             break
     trajectory = Trajectory.join(pieces, lanes.start_us[:num_lanes])
     return jax.tree.map(lambda x: np.asarray(x)[:num_lanes], state), trajectory
@@ -312,6 +314,17 @@ def _larger(static: SimStatic, flags: int) -> SimStatic | None:
     if flags & Flag.CACHE_ENTRIES and static.prefix_cache == "runs" and static.cache_entries < MOST_RUNS:
         larger = dataclasses.replace(larger, cache_entries=2 * static.cache_entries)
     return None if larger is static else larger
+
+
+def place_lanes(lanes: Lanes, num_devices: int) -> Lanes:
+    """The lanes on the devices that they are split over, as `programs` takes them."""
+    if num_devices == 1:
+        return lanes
+    return dataclasses.replace(
+        lanes,
+        params=_place(lanes.params, lanes.param_axes, num_devices),
+        requests=_place(lanes.requests, lanes.request_axes, num_devices),
+    )
 
 
 def _place(tree: Any, axes: Any, num_devices: int) -> Any:

@@ -17,7 +17,10 @@ SCENARIOS = sorted((ROOT / "configs" / "scenarios").glob("*.yaml"))
 COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
 #: Comparisons whose policies another one has: only loaded (tests/config). And the policies that only this one has.
 SAME_POLICIES = ("regimes_swe", "regimes_tau", "fastswitch_unshared", "past_future_uniform")
-ONLY_THERE = {"regimes_mixed": ("vllm", "plas+ttl", "srpt_program+clair+peak")}
+ONLY_THERE = {
+    "regimes_mixed": ("vllm", "plas+ttl", "srpt_program+clair+peak"),
+    "agents": ("continuum with 3 TTL", "plas+gittins"),
+}
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
@@ -40,7 +43,7 @@ def test_every_comparison_runs_with_all_its_policies(path):
     policies = {name: policy_from_config(config, name, section) for name, section in config.policies().items()}
     policies = {name: policies[name] for name in ONLY_THERE.get(path.stem, policies)}
     done = compare(
-        scenario, policies, [0.5], 2, baseline=config.compare.baseline, metric=config.compare.metric,
+        scenario, policies, [0.5], 2, baseline=next(iter(policies)), metric=config.compare.metric,
         capacity_per_s=scenario.rate_per_s, num_bootstrap=200,
     )  # fmt: skip
     for name in policies:

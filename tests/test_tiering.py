@@ -124,6 +124,8 @@ def test_without_a_host_tier_or_an_offloading_policy_the_program_is_the_one_with
 def _view(context: int, load_us: int, running: int = 4, running_tokens: int = 4000) -> PauseView:
     number = jnp.int32
     return PauseView(
+        turn=jnp.int32(1),
+        first_prompt_tokens=jnp.int32(1),
         tool=number(0), context_tokens=number(context), recompute_us=number(0), reload_us=number(0),
         load_us=number(load_us), pool_tokens=number(100_000), pause_epoch=number(0), pause_us=number(0),
         running=number(running), running_tokens=number(running_tokens),

@@ -43,6 +43,10 @@ def _main(arguments: list[str]) -> int:
 
     overrides, rest = split_overrides(arguments)
     options = parser.parse_args(rest)
+    if (path := _searched(options)) is not None:
+        from train.run_es import run as run_search
+
+        return run_search(path, overrides)
     config, folder = _configuration(options, overrides)
 
     from jaxsched.cli import configure_jax
@@ -76,6 +80,17 @@ def _main(arguments: list[str]) -> int:
     headline = f"{algorithm.headline} {shown:.4g}, " if shown is not None else ""
     print(f"{config.name}: {plan.num_iterations} iterations, {headline}policy {result.content_hash[:12]} in {folder}")
     return 0
+
+
+def _searched(options: argparse.Namespace) -> str | None:
+    """The configuration, if it is of a search (`algo.kind: es`): that has no environment, and a shape of its own."""
+    from jaxsched.config.source import read_with_bases
+
+    path = options.config if options.resume is None else str(Path(options.resume).expanduser() / "config.yaml")
+    if path is None or not Path(path).expanduser().is_file():
+        return None  # said with the other mistakes
+    algo = read_with_bases(Path(path).expanduser()).data.get("algo")
+    return path if isinstance(algo, dict) and algo.get("kind") == "es" else None
 
 
 def _configuration(options: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:

@@ -107,7 +107,7 @@ class RolloutResult:
             if kind == Hist.JCT and not static.num_paused:
                 continue
             values = total[:, kind]
-            metrics[f"{name}_mean_s"] = _mean_us(values) * 1e-6
+            metrics[f"{name}_mean_s"] = mean_us(values) * 1e-6
             for label, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
                 metrics[f"{name}_{label}_s"] = quantile_us(values, q) * 1e-6
         metrics["tbt_p999_s"] = quantile_us(total[:, Hist.TBT], 0.999) * 1e-6
@@ -283,7 +283,7 @@ def _throughput(trajectory: Trajectory, spans: np.ndarray, warmup: float) -> np.
     return np.asarray(rates)
 
 
-def _mean_us(counts: np.ndarray) -> np.ndarray:
+def mean_us(counts: np.ndarray) -> np.ndarray:
     """Mean of histograms ``[n, bins]``, every value at the middle of its bin; NaN when empty."""
     upper = upper_edges_us()
     middle = (upper + np.concatenate([[0.0], upper[:-1]])) / 2

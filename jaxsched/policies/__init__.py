@@ -16,6 +16,7 @@ from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
 from jaxsched.policies.ewsjf import EWSJF
 from jaxsched.policies.fastswitch import FASTSWITCH, VLLM_SWAP
 from jaxsched.policies.gittins import GITTINS, GITTINS_INDEX, GITTINS_RETENTION
+from jaxsched.policies.learned import from_export, is_path
 from jaxsched.policies.minwaste import MINWASTE
 from jaxsched.policies.mlfq import MLFQ
 from jaxsched.policies.offload import LEARN_PAUSES, OFFLOAD, PREFETCH, TIER_DEFAULTS, Offload
@@ -65,7 +66,8 @@ def _lookup(table: dict, name: str, kind: str):
 def get(name: str, **params: float) -> Policy:
     """The policy `name`: a scheduler, then in any order a retention rule, a gate and a router, joined by "+".
 
-    ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``, ``get("gittins+gate+program_sticky")``.
+    ``get("vllm")``, ``get("sarathi+least_kv", token_budget=1024)``, ``get("gittins+gate+program_sticky")``. A path
+    with a slash is a learned policy, exported by a training run: ``get("runs/a")``, ``get("runs/a+program_sticky")``.
     """
     scheduler, router = split_name(name)
     return compose(scheduler, router or DEFAULT_ROUTER, name=name, **params)
@@ -87,7 +89,7 @@ def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = 
     `scheduler` may carry a retention rule, the gate and an offload rule: ``"pfcfs+ttl"``, ``"gittins+gate+offload"``.
     """
     first, *parts = scheduler.split("+")
-    chosen = _lookup(SCHEDULERS, first, "policy")
+    chosen = from_export(first) if is_path(first) else _lookup(SCHEDULERS, first, "policy")
     for part in parts:
         if part not in (*RETENTIONS, GATE, PEAK, *OFFLOADS):
             _lookup({**RETENTIONS, GATE: None, PEAK: None, **OFFLOADS, **ROUTERS}, part, "part of a policy")
@@ -117,6 +119,11 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
             expected="a scheduler of the V1 engine, e.g. vllm or pfcfs",
         )
     spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", order=spec.order or arrival_order)
+    if scheduler.weights is not None and part not in OFFLOADS:
+        raise UserError(
+            f"{scheduler.spec.name}+{part}: a learned policy decides that itself",
+            expected="the learned policy alone, or with a router",
+        )
     if part == GATE:
         return dataclasses.replace(scheduler, spec=dataclasses.replace(spec, gate=True))
     if part == PEAK:

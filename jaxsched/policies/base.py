@@ -38,6 +38,7 @@ class Scheduler:
     retain_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the retention head, in its order
     admit_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the admission head, in its order
     tier_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `TIER_SETTINGS`, if it offloads
+    weights: tuple[float, ...] | None = None  # of a learned policy, for all its heads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
 
     @property
@@ -141,6 +142,7 @@ class Policy:
             retain=jnp.asarray(retain, jnp.float32).reshape(-1),
             admit=jnp.asarray(admit, jnp.float32).reshape(-1),
             gate_fraction=jnp.float32(values["gate_fraction"]),
+            weights=None if self.scheduler.weights is None else jnp.asarray(self.scheduler.weights, jnp.float32),
         )
 
     def needs_ordered_budget(self) -> bool:

@@ -12,6 +12,8 @@ context; pins of blocked requests break only when nothing runs (the regime study
 whenever the head is blocked); no offload.
 
 `ttl`: the same times to live under another order (``get("pfcfs+ttl")`` is the paper's ablation without pinned first).
+`ttl_times`: those times multiplied by `ttl_scale` (``get("continuum+ttl_times")``; 3 was 1-6 % better in the regime
+study).
 `static_ttl`: one constant, the "+ static TTL" of the ablation. `preserve`: until the return (InferCept, Abhyankar et
 al. 2024, "preserve"). `clair`: a bound that knows the pause, and keeps the context for it where the reload it saves is
 worth more than `price` times the memory time it takes.
@@ -33,6 +35,11 @@ SOURCE = "Li et al., Continuum: efficient and robust multi-turn LLM agent schedu
 def _learned_ttl(params, known, view: PauseView):
     del params  # (whether eta is learned: then `known` has seen programs)
     return best_ttl(known, view.tool, view.reload_us)
+
+
+def _scaled_ttl(params, known, view: PauseView):
+    ttl = best_ttl(known, view.tool, view.reload_us).astype(jnp.float32)
+    return jnp.minimum(params[0] * ttl, float(FOREVER_US)).astype(jnp.int32)
 
 
 def _static_ttl(params, known, view: PauseView):
@@ -66,6 +73,13 @@ RETENTIONS = {
     entry.name: entry
     for entry in (
         Retention("ttl", LEARNED_TTL, "Continuum's time to live, learned per tool", SOURCE, dict(TTL_PARAMS)),
+        Retention(
+            "ttl_times",
+            RetainHead(_scaled_ttl, start=empty_history, returned=record, readmitted=record_wait),
+            "Continuum's time to live, times a factor",
+            "regime study (docs/retention.md)",
+            {"ttl_scale": 3.0},
+        ),
         Retention("static_ttl", RetainHead(_static_ttl), "one time to live for all", SOURCE, {"ttl_ms": 2000.0}),
         Retention("preserve", RetainHead(_preserve), "until the program returns", "Abhyankar et al., InferCept, 2024"),
         Retention(

@@ -35,20 +35,24 @@ KNOTS = 17
 SETTINGS = {"price": 0.1, "mean_tokens": 8000.0}
 
 
-def _first_age_below_price(params, table: PauseTable, view: PauseView):
+def first_age_below_price(price, mean_tokens, table: PauseTable, view: PauseView):
+    """Microseconds after which the index of a context has fallen to the price."""
     ages = table.time_us[view.tool]
     knots = ages.shape[0]
     rate = jax.vmap(lambda age: return_rate(table, view.tool, age))(ages)
     index = (
-        rate * view.reload_us.astype(jnp.float32) * params[1] / jnp.maximum(view.context_tokens, 1).astype(jnp.float32)
+        rate
+        * view.reload_us.astype(jnp.float32)
+        * mean_tokens
+        / jnp.maximum(view.context_tokens, 1).astype(jnp.float32)
     )
-    low = index <= params[0]
+    low = index <= price
     place = jnp.min(jnp.where(low, jnp.arange(knots), knots - 1))
     return jnp.minimum(ages[place], float(FOREVER_US)).astype(jnp.int32)
 
 
 def _index_ttl(params, known, view: PauseView):
-    return _first_age_below_price(params, tables_from_history(known, KNOTS), view)
+    return first_age_below_price(params[0], params[1], tables_from_history(known, KNOTS), view)
 
 
 def index_retention(table: PauseTable, name: str = "gittins_known") -> Retention:
@@ -59,7 +63,7 @@ def index_retention(table: PauseTable, name: str = "gittins_known") -> Retention
 
     def time_to_live(params, known, view: PauseView):
         del known
-        return _first_age_below_price(params, table, view)
+        return first_age_below_price(params[0], params[1], table, view)
 
     return Retention(name, RetainHead(time_to_live), "the retention index of a given law", SOURCE, dict(SETTINGS))
 

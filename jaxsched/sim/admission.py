@@ -98,6 +98,8 @@ def queue_view(event: Event) -> QueueView:
         row=row,
         program=program,
         first_turn_mask=program == row,
+        turn=jnp.zeros_like(row) if event.requests.turn is None else event.requests.turn[row],
+        first_prompt_tokens=event.requests.prompt_tokens[program],
         preempted_mask=columns[:, Col.PREEMPTIONS] > 0,
         pinned_mask=pinned,
         waiting_mask=slots.order == WAITING,
@@ -163,7 +165,7 @@ def admission_step(
         if static.pins or static.gated:
             event.runs.settle()  # the view tells what is still there
         view = queue_view(event)
-        key = order(sched.order, view)
+        key = order(sched.of_order(), view)
         eligible = view.waiting_mask
         if static.gated:
             enters = view.first_turn_mask & ~view.preempted_mask

@@ -36,5 +36,9 @@ def gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
         own, left = ceil_blocks(static, view.known_tokens), kv.high - kv.low
     blocks = jnp.sum(jnp.where(begun, own, 0)) + jnp.sum(jnp.where(paused >= 0, left, 0))
     limit = event.params.scheduler.gate_fraction * event.params.usable_blocks[event.m].astype(jnp.float32)
+    if static.scheduler.gate_share is not None:
+        weights = event.params.scheduler.weights
+        assert weights is not None
+        limit = limit * static.scheduler.gate_share(weights, view)
     would_be = (blocks + own).astype(jnp.float32)
     return (would_be < limit) | (event.inst.running == 0)

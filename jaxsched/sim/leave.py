@@ -179,6 +179,8 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
             context_tokens=own,
             recompute_us=reload_time_us(event.params.timing, own),
             reload_us=reload_us,
+            turn=jnp.int32(1) if requests.turn is None else requests.turn[row] + 1,
+            first_prompt_tokens=requests.prompt_tokens[turn.program],
             load_us=load_us,
             running=count(running),
             running_tokens=jnp.sum(jnp.where(running, event.slots.computed, 0)),
@@ -186,7 +188,7 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
             pause_epoch=after.pause_epoch,
             pause_us=after.pause_us,
         )
-        known = (event.params.scheduler.retain, event.state.learned, view)
+        known = (event.params.scheduler.of_retain(), event.state.learned, view)
         ttl_us = jnp.int32(0) if head is None else head.ttl(*known)
         if static.tiered:
             always = event.tiers.params.on_pause > 0
@@ -282,7 +284,7 @@ def _book_program(event: Event, column: Int[Array, " 16"], ends: Bool[Array, ""]
         if static.graphs:  # the last to finish need not be the last of the table
             assert requests.needed is not None
             turns = requests.needed[requests.program[row]]
-        learned = head.completed(event.params.scheduler.retain, event.state.learned, turns, ends)
+        learned = head.completed(event.params.scheduler.of_retain(), event.state.learned, turns, ends)
         event.state = event.state.replace(learned=learned)
     measured = ends & (event.measured(column) > 0)
     jct = event.since(event.now, column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])

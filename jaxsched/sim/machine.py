@@ -167,7 +167,7 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
     if event.service is not None:
         columns = event.columns()
         arrival = (columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US])
-        event.service.promote(sched.order, begins, event.slots.order == WAITING, arrival)
+        event.service.promote(sched.of_order(), begins, event.slots.order == WAITING, arrival)
     unlimited = static.scheduler.family in ("orca", "static")
     event.state = state.replace(
         budget=jnp.where(begins, jnp.int32(2**30) if unlimited else sched.token_budget, state.budget),

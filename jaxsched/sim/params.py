@@ -24,6 +24,15 @@ class SchedulerParams(struct.PyTreeNode):
     retain: Float[Array, " r"]  # parameters of the retention head, see the policy's file
     admit: Float[Array, " a"]  # parameters of the admission head, see the policy's file
     gate_fraction: Float[Array, ""]  # share of the pool that the contexts of begun programs may fill
+    weights: Float[Array, " w"] | None = None  # of a learned policy: what all its heads get instead; None: it is not
+
+    def of_order(self) -> Array:
+        """What the order head gets."""
+        return self.order if self.weights is None else self.weights
+
+    def of_retain(self) -> Array:
+        """What the retention head gets."""
+        return self.retain if self.weights is None else self.weights
 
 
 class SimParams(struct.PyTreeNode):

@@ -38,6 +38,8 @@ class Requests(struct.PyTreeNode):
     pause_epoch: Int[Array, " n"]  # later turns: pause between the previous finish and this arrival (epochs part)
     pause_us: Int[Array, " n"]  # the same, part inside the epoch
 
+    turn: Int[Array, " n"] | None = None  # turns of the program before this one; None = every program has one
+
     # What the KV prefix cache knows of a turn's content (docs/semantics.md, section 8); None = nothing is shared.
     # Formula form, for chains of runs: the content of a turn is its group's prefix, then its chain. Turns of one chain
     # agree wherever both are defined, so a later turn's prompt holds the earlier one's prompt and outputs.

@@ -32,6 +32,8 @@ class PauseView(struct.PyTreeNode):
     pool_tokens: Int[Array, ""]  # KV memory of the instance
     pause_epoch: Int[Array, ""]  # the pause itself: for bounds only, which say so (`RetainHead.sees_pause`)
     pause_us: Int[Array, ""]
+    turn: Int[Array, ""]  # turns of the program that are done, this one included
+    first_prompt_tokens: Int[Array, ""]  # prompt of its first turn
     # For policies that weigh a swap:
     recompute_us: Int[Array, ""]  # time to compute the context again
     load_us: Int[Array, ""]  # time to copy it between host memory and HBM, one way; 0 without memory tiers

@@ -15,6 +15,8 @@ from jaxsched.sim.views import QueueView, RouterView
 #: order head: (parameters, view of one row) -> int32 key per slot, the smallest runs next,
 #: ties in arrival order.
 OrderHead = Callable[[jax.Array, QueueView], jax.Array]
+#: gate head: (weights, view of one row) -> float32 per slot, a factor of `gate_fraction`; the same while a turn waits.
+GateHead = Callable[[jax.Array, QueueView], jax.Array]
 #: route head: (view of the cluster) -> index of the instance.
 RouteHead = Callable[[RouterView], jax.Array]
 
@@ -37,6 +39,7 @@ class SchedulerSpec:
     asynchronous: bool = False  # one step ahead: schedule step k+1 when step k starts
     retain: RetainHead | None = None  # pins the KV of paused programs; None: least recently released (vLLM)
     gate: bool = False  # new programs enter only while the contexts of begun ones leave room
+    gate_share: GateHead | None = None  # ... which is another one for each program; None: `gate_fraction` for all
     gate_final: bool = False  # ... counted as large as they will grow: a bound
     foresees: bool = False  # a bound: reads `Requests.foresight`
     admit: AdmitHead | None = None  # a memory test at admission beyond the engine's own (V1 family)

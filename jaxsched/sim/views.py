@@ -26,6 +26,8 @@ class QueueView(struct.PyTreeNode):
     row: Int[Array, " s"]  # identity of the turn
     program: Int[Array, " s"]  # identity of its program: programs are numbered in order of arrival
     first_turn_mask: Bool[Array, " s"]  # the turn is its program's first
+    turn: Int[Array, " s"]  # turns of its program before it
+    first_prompt_tokens: Int[Array, " s"]  # prompt of its program's first turn
     preempted_mask: Bool[Array, " s"]  # it has been preempted
     pinned_mask: Bool[Array, " s"]  # the context it will find is pinned (retention policies)
     #: It has yielded a token since its admission (schedulers with a `ServiceRule`).

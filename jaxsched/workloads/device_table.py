@@ -33,7 +33,8 @@ def to_table(workloads: Sequence[Workload], size: int, block_size: int | None) -
             _check_block_size(w, block_size or max(v.content_block_size for v in workloads))
     graphs = any(w.edges is not None for w in workloads)
     width = _widest([widths(_edges(w), w.turn) for w in workloads]) if graphs else None
-    lanes = [_columns(w, size, shares and not any(content), width) for w in workloads]
+    sessions = any(w.turn.size and w.turn.max() > 0 for w in workloads)
+    lanes = [_columns(w, size, shares and not any(content), width, sessions) for w in workloads]
     if any(content):
         longest = max(len(lane["content"]) for lane in lanes)
         for lane in lanes:
@@ -124,7 +125,7 @@ def _check_block_size(workload: Workload, block_size: int) -> None:
 
 
 def _columns(
-    workload: Workload, size: int, with_chains: bool, width: tuple[int, int, bool] | None
+    workload: Workload, size: int, with_chains: bool, width: tuple[int, int, bool] | None, with_turns: bool
 ) -> dict[str, np.ndarray]:
     w = workload
     first = w.first_mask
@@ -143,6 +144,7 @@ def _columns(
         "pause_epoch": pause_epoch,
         "pause_us": pause_us,
         **{name: getattr(w, name) for name in _PLAIN},
+        **({"turn": w.turn} if with_turns else {}),
     }
     table: dict[str, np.ndarray] = {"num_programs": np.asarray(w.num_programs, np.int32)}
     own = ["program"]

@@ -153,6 +153,7 @@ def table_of(
         klass=_flat(zero),
         priority=_flat(zero),
         program=_flat(zero + program),
+        turn=_flat(zero + turn),
         next_turn=_flat(jnp.where(turn + 1 < turns.count, row_of(turn + 1), -1)),
         pause_epoch=_flat(turns.pause_epoch),
         pause_us=_flat(turns.pause_us),

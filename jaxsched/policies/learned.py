@@ -1,0 +1,85 @@
+"""Learned policies: the index network inside the machine, with weights from an exported training run.
+
+``get("runs/<name>")``, ``get("path/to/policy.json")``: the policy that a run of `train/es.py` wrote
+(jaxsched/checkpoint.py has the format). Rule: jaxsched/networks/index.py. Nothing is sampled: the same weights make the
+same decisions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxsched.errors import UserError
+from jaxsched.networks.features import GATE_FEATURES, PAUSE_FEATURES, TURN_FEATURES
+from jaxsched.networks.index import GateIndex, IndexShape, OrderIndex, retain_head
+from jaxsched.policies.base import Scheduler
+from jaxsched.sim.static import SchedulerSpec
+
+KIND = "index"
+
+
+def learned(weights: Sequence[float] | np.ndarray | None = None, hidden: int = 0, name: str = "learned") -> Scheduler:
+    """The index network with these weights; None: all 0, the network's own rule."""
+    shape = IndexShape(hidden)
+    values = np.zeros(shape.num_weights) if weights is None else np.asarray(weights, np.float64)
+    if values.shape != (shape.num_weights,):
+        raise ValueError(f"an index network with {hidden} hidden units has {shape.num_weights} weights: {values.shape}")
+    spec = SchedulerSpec(
+        name,
+        order=OrderIndex(shape),
+        retain=retain_head(shape),
+        gate=True,
+        gate_share=GateIndex(shape),
+    )
+    summary = "learned order, price of kept contexts and gate (index network)"
+    return Scheduler(spec, summary, "train/es.py", weights=tuple(float(v) for v in values))
+
+
+def describe(hidden: int) -> dict[str, object]:
+    """The network as `checkpoint.save_policy` keeps it."""
+    return {
+        "kind": KIND,
+        "hidden": hidden,
+        "turn_features": list(TURN_FEATURES),
+        "pause_features": list(PAUSE_FEATURES),
+        "gate_features": list(GATE_FEATURES),
+    }
+
+
+def is_path(name: str) -> bool:
+    """Whether a scheduler's name means a file or folder and not an entry of the catalogue."""
+    return "/" in name or os.sep in name or name.endswith((".json", ".msgpack"))
+
+
+def from_export(path: str) -> Scheduler:
+    """The scheduler of an exported policy.
+
+    Raises:
+        UserError: the files are missing, damaged, or hold another network than this version's index network.
+    """
+    from jaxsched.checkpoint import load_policy
+
+    export = load_policy(path)
+    hidden = export.network.get("hidden")
+    where = str(export.path / "policy.json")
+    if export.network.get("kind") != KIND or not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 0:
+        raise UserError(
+            f"holds a network of kind {export.network.get('kind')!r}, which has no place in the scheduler",
+            where=where,
+            expected=f"kind {KIND!r}, as `python -m train` writes it for algorithm es",
+        )
+    if export.network != (wanted := describe(hidden)):
+        other = next(name for name in wanted if export.network.get(name) != wanted[name])
+        raise UserError(
+            f"has other {other} than this version: {export.network.get(other)}",
+            where=where,
+            expected=f"{wanted[other]}",
+            hint="Train it again, or use the version of jaxsched that wrote it.",
+        )
+    weights = export.params_like({"weights": np.zeros(IndexShape(hidden).num_weights, np.float32)})["weights"]
+    if not np.all(np.isfinite(weights)):
+        raise UserError("holds weights that are not finite", where=where, expected="finite numbers")
+    return learned(weights, hidden, name=path)

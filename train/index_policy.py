@@ -1,0 +1,194 @@
+"""Train an index policy (`jaxsched/networks/index.py`) on a scenario with `train/es.py`, and export the best mean.
+
+Workloads of generations, of validation and of tests have different seeds: training from `TRAIN_SEEDS` on, validation
+from `VALIDATION_SEEDS` on; below are the test seeds, which nothing here looks at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jaxsched.errors import UserError
+from jaxsched.groups import GroupRunner, LaneSpec
+from jaxsched.metrics.histogram import NUM_BINS
+from jaxsched.metrics.result import mean_us
+from jaxsched.networks.index import IndexShape
+from jaxsched.policies.base import Policy
+from jaxsched.policies.learned import learned
+from jaxsched.scenario import Scenario
+from jaxsched.sim.state import Count, Hist, State
+from train import es
+from train.es import EsConfig, EsState
+
+VALIDATION_SEEDS = 500_000
+TRAIN_SEEDS = 1_000_000
+SEEDS_PER_RUN = 100_000
+#: Job completion time charged for each program that was not done after as many events as an episode may take.
+UNFINISHED_S = 5_000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """From which each generation draws its workloads, uniformly in the logarithm; 1 = as the scenario says."""
+
+    load: tuple[float, float] = (1.0, 1.0)  # of the arrival rate
+    pool: tuple[float, float] = (1.0, 1.0)  # of the KV pool
+    tool_tail: tuple[float, float] = (1.0, 1.0)  # of the log-sd of the pauses
+    default_share: float = 0.5  # of a generation's workloads that are the scenario's own
+
+    def __post_init__(self) -> None:
+        for name in ("load", "pool", "tool_tail"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise UserError(f"randomise.{name} [{low}, {high}]", expected="[low, high] with 0 < low <= high")
+        if not 0 <= self.default_share <= 1:
+            raise UserError(f"randomise.default_share {self.default_share}", expected="a number in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexRun:
+    """A training run of an index policy."""
+
+    algo: EsConfig = dataclasses.field(default_factory=EsConfig)
+    hidden: int = 0  # tanh units of the order head
+    randomise: Ranges = dataclasses.field(default_factory=Ranges)
+    validation_seeds: int = 8
+    validate_every: int = 5  # generations
+    seed: int = 0
+    time_limit_s: float = math.inf
+    micro_steps_per_program: int = 400  # events that an episode may take; a policy that thrashes takes more
+
+    def __post_init__(self) -> None:
+        for name, low in (("hidden", 0), ("validation_seeds", 1), ("validate_every", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"{name} {getattr(self, name)}", expected=f"{low} or more")
+
+
+class Progress(struct.PyTreeNode):
+    """Where a run stands: enough to go on with it and end at the same bits."""
+
+    search: EsState
+    best: Float[Array, " w"]  # the mean with the lowest validation cost so far
+    best_validation: Float[Array, ""]  # its mean log of the mean job completion time (s)
+    best_generation: Int[Array, ""]
+
+
+def start(run: IndexRun) -> Progress:
+    """All weights 0, not yet validated."""
+    zero = jnp.zeros(IndexShape(run.hidden).num_weights, jnp.float32)
+    return Progress(es.init(run.algo, zero, jax.random.key(run.seed)), zero, jnp.float32(jnp.inf), jnp.int32(0))
+
+
+def train(
+    run: IndexRun, scenario: Scenario, base: Policy, progress: Progress, log: Callable[[dict[str, Any], Progress], None]
+) -> Progress:
+    """Search the weights of the index network.
+
+    Args:
+        scenario: trained on; a synthetic workload with several turns.
+        base: the policy whose router and parameters (budget, sequences) are used.
+        progress: `start(run)`, or where an interrupted run stood.
+        log: gets one dictionary per generation, with an entry ``validation`` where the mean was validated, and where
+            the run stands then.
+
+    Raises:
+        UserError: the costs are not numbers.
+    """
+    policy = dataclasses.replace(base, scheduler=learned(hidden=run.hidden), name="learned")
+    runner = GroupRunner(scenario, policy, most_micro_steps=run.micro_steps_per_program * scenario.num_programs)
+    begun = time.perf_counter()
+
+    def mean_logs(lanes: LaneSpec) -> np.ndarray:
+        state, _, _ = runner.run(lanes)
+        return np.log(mean_jct_s(state, scenario.num_programs))
+
+    def cost(members: np.ndarray, generation: int) -> np.ndarray:
+        drawn = draw_workloads(run, scenario, generation)
+        num, seeds = len(members), len(drawn)
+        lanes = drawn.part(np.tile(np.arange(seeds), num))
+        lanes = dataclasses.replace(lanes, weights=np.repeat(members, seeds, axis=0))
+        return mean_logs(lanes).reshape(num, seeds).mean(1)
+
+    def validated(search: EsState, entry: dict[str, Any]) -> None:
+        nonlocal progress
+        seeds = np.arange(VALIDATION_SEEDS, VALIDATION_SEEDS + run.validation_seeds)
+        # The same traced arguments as in training: one program.
+        lanes = dataclasses.replace(
+            scenario_lanes(scenario, seeds), weights=np.tile(np.asarray(search.mean), (run.validation_seeds, 1))
+        )
+        entry["validation"] = value = float(mean_logs(lanes).mean())
+        if value < float(progress.best_validation):
+            progress = progress.replace(
+                best=search.mean, best_validation=jnp.float32(value), best_generation=search.generation
+            )
+
+    def after(search: EsState, costs: np.ndarray | None) -> bool:
+        nonlocal progress
+        generation = int(search.generation)
+        late = time.perf_counter() - begun > run.time_limit_s
+        entry: dict[str, Any] = {"generation": generation, "weights": [float(w) for w in np.asarray(search.mean)]}
+        if costs is not None:
+            entry |= {"cost_mean": float(costs.mean()), "cost_best": float(costs.min()), "cost_sd": float(costs.std())}
+        if late or generation == run.algo.generations or generation % run.validate_every == 0:
+            validated(search, entry)
+        progress = progress.replace(search=search)
+        log({**entry, "wall_s": round(time.perf_counter() - begun, 2)}, progress)
+        return not late
+
+    if not np.isfinite(float(progress.best_validation)):
+        after(progress.search, None)
+    es.minimise(run.algo, cost, progress.search, after)
+    return progress
+
+
+def mean_jct_s(state: State, num_programs: int) -> np.ndarray:
+    """Mean job completion time of each lane's programs in seconds, those that were not done at `UNFINISHED_S`."""
+    counts = np.asarray(state.metrics.histograms, np.float64)
+    counts = counts.reshape(len(counts), -1, len(Hist), NUM_BINS)[:, :, Hist.JCT].sum(1)
+    done = np.asarray(state.metrics.counts)[:, Count.PROGRAMS_DONE] / num_programs
+    measured = np.where(counts.sum(1) > 0, mean_us(counts) * 1e-6, UNFINISHED_S)
+    return done * measured + (1.0 - done) * UNFINISHED_S
+
+
+def draw_workloads(run: IndexRun, scenario: Scenario, generation: int) -> LaneSpec:
+    """The workloads of a generation: the first ones as the scenario says, the others from the ranges."""
+    num = run.algo.seeds
+    key = np.random.default_rng([run.seed, generation])
+    own = np.arange(num) < round(run.randomise.default_share * num)
+    uniform = key.uniform(size=(3, num))
+    ranges = (run.randomise.load, run.randomise.pool, run.randomise.tool_tail)
+
+    def within(bounds: tuple[float, float], place: np.ndarray) -> np.ndarray:
+        low, high = np.log(bounds[0]), np.log(bounds[1])
+        return np.where(own, 1.0, np.exp(low + (high - low) * place))
+
+    first = TRAIN_SEEDS + SEEDS_PER_RUN * run.seed + num * generation
+    factors = [within(bounds, place) for bounds, place in zip(ranges, uniform, strict=True)]
+    return scenario_lanes(scenario, np.arange(first, first + num), *factors)
+
+
+def scenario_lanes(
+    scenario: Scenario,
+    seeds: np.ndarray,
+    load: np.ndarray | float = 1.0,
+    pool: np.ndarray | float = 1.0,
+    tool_tail: np.ndarray | float = 1.0,
+) -> LaneSpec:
+    """Workloads of a scenario, with factors on its rate, its KV pool and the spread of its pauses."""
+    ones = np.ones(len(seeds))
+    return LaneSpec(
+        seeds=seeds,
+        rates_per_s=scenario.rate_per_s * load * ones,
+        usable_blocks=np.round(scenario.usable_blocks * pool * ones).astype(np.int64),
+        knobs={"tool_tail": tool_tail * ones},
+    )
