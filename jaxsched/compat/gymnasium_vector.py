@@ -92,7 +92,7 @@ class GymnasiumVector(Base):  # type: ignore[valid-type, misc]
         if self._state is None:
             raise UserError("step before reset", where="GymnasiumVector", expected="reset first")
         array = np.asarray(actions)
-        expected = self.action_space.shape
+        expected = (self.num_envs, *(self.single_action_space.shape or ()))
         if array.shape != expected:
             raise UserError(
                 f"actions of shape {list(array.shape)}", where="GymnasiumVector", expected=f"shape {list(expected)}"

@@ -10,6 +10,7 @@ ends, as they expect; whether it was terminated or truncated is in ``info``.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def gymnax5(env: Environment, params: Any = None) -> Gymnax5:
         UserError: gymnax is not installed, or the heads do not make one flat action.
     """
     try:
-        from gymnax.environments import spaces
+        spaces = importlib.import_module("gymnax.environments").spaces
     except ImportError:
         raise UserError(
             "gymnax is not installed",

@@ -63,6 +63,7 @@ def scored_order(params: Int[Array, " k"], view: QueueView) -> Int[Array, " s"]:
 def _chosen_ttl(params: Float[Array, " k"], known: None, view: PauseView) -> Int[Array, ""]:
     """Retention head: params = first program, then indices into `TTL_S` (small whole numbers, exact in float32)."""
     del known
+    assert view.program is not None
     return ttl_us(params[_entry(params, view.program)].astype(jnp.int32))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,11 +96,13 @@ def _workload(scenario: Scenario, seed: int, ranges: Ranges) -> _Workload:
     load, pool, tail, cv, share = rng.random(5)
     between = lambda u, bounds: bounds[0] + u * (bounds[1] - bounds[0])
     size = float(np.exp(between(pool, np.log(ranges.pool))))
-    own = getattr(scenario.workload.spec, "short_share", None)
+    preset = scenario.workload
+    assert isinstance(preset, Preset)
+    own = getattr(preset.spec, "short_share", None)
     short = own if ranges.short_share is None else between(share, ranges.short_share)
     rate = scenario.rate_per_s * between(load, ranges.load) * size**CAPACITY_EXPONENT
     if ranges.short_share is not None:
-        light, heavy = _mean_tokens(scenario.workload)
+        light, heavy = _mean_tokens(preset)
         mean = lambda s: s * light + (1.0 - s) * heavy
         rate *= mean(own) / mean(short)
     return _Workload(
@@ -217,7 +220,8 @@ def _joined(scenario: Scenario, parts: list[_Workload], tables: list[Requests]) 
             columns["arrival_us"][w * num : (w + 1) * num] = us
     normal = np.concatenate([np.random.default_rng([part.seed, 2]).standard_normal(num) for part in parts])
     as_device = lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32)
-    requests = Requests(num_programs=jnp.int32(count * num), **{k: as_device(v) for k, v in columns.items()})
+    values: dict[str, Any] = {name: as_device(column) for name, column in columns.items()}
+    requests = Requests(num_programs=jnp.int32(count * num), **values)
     return Pool(
         requests=requests,
         first=jnp.arange(count, dtype=jnp.int32) * num,
