@@ -18,16 +18,6 @@ def test_toys_keep_the_contract(name):
     js.check_env(*js.make(name))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["AgentSessions-v0", "ChatServing-v0"])
-def test_environments_on_the_machine_keep_the_contract(name, full_size):
-    if name != "AgentSessions-v0" and not full_size:
-        pytest.skip("the other environments at full size only (two programs to compile for each)")
-    small = {"cache_runs": 32} if name == "AgentSessions-v0" else {}
-    env, params = js.make(name, num_programs=3, seeds=2, num_slots=16, max_num_seqs=8, num_items=16, burst=4, **small)
-    js.check_env(env, params, num_steps=150)
-
-
 class Unhashable(Cue):
     __hash__ = None  # type: ignore[assignment]
 
