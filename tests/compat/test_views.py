@@ -102,4 +102,4 @@ def test_rejax_trains_on_the_five_value_view():
     for algorithm in (ppo, dqn):
         _, (_, returns) = jax.jit(jax.vmap(algorithm.train))(jax.random.split(jax.random.key(0), 4))
         returns = np.asarray(returns).mean(axis=(0, 2))  # by evaluation: the first is untrained
-        assert returns[-1] > 0.95 > returns[0] + 0.1, (type(algorithm).__name__, returns)
+        assert returns[-1] > 0.85 > returns[0] + 0.1, (type(algorithm).__name__, returns)
