@@ -220,8 +220,8 @@ def _joined(scenario: Scenario, parts: list[_Workload], tables: list[Requests]) 
             columns["arrival_us"][w * num : (w + 1) * num] = us
     normal = np.concatenate([np.random.default_rng([part.seed, 2]).standard_normal(num) for part in parts])
     as_device = lambda x: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32)
-    values: dict[str, Any] = {name: as_device(column) for name, column in columns.items()}
-    requests = Requests(num_programs=jnp.int32(count * num), **values)
+    on_device: dict[str, Any] = {name: as_device(column) for name, column in columns.items()}
+    requests = Requests(num_programs=jnp.int32(count * num), **on_device)
     return Pool(
         requests=requests,
         first=jnp.arange(count, dtype=jnp.int32) * num,

@@ -1,7 +1,7 @@
 """Many lanes of an environment, and what happens when some of them end.
 
 A new episode is needed rarely, and every strategy below gives the same episodes' law; they differ in what a step costs
-(`benchmarks/environments.py`; docs/environments.md has the table):
+(`benchmarks/environments.py` measures it):
 
 - ``lazy``: all lanes are reset, and those that ended take it, but only in steps in which some lane ended (`lax.cond`).
   Under a `vmap` of the whole vector a condition is no branch: take ``optimistic`` there.
