@@ -3,8 +3,9 @@
     python benchmarks/learning.py --env AgentSessions-v0 --lanes 256 --steps 64 --width 32 --devices 2
 
 Three programs on the same lanes: the environment alone under constant actions; acting (environment and network, with
-what is recorded for the update); a whole iteration (acting, advantages, epochs of minibatches). Their differences are
-the shares of simulator, network and update. Each is timed after its compilation, the best of `--repeats`.
+what is recorded); learning from it (advantages, epochs of minibatches). An iteration is the last two; the network's
+share is acting less the environment alone. Each is timed after its compilation, the best of `--repeats`; rates per
+second of CPU time are for a machine that others use as well.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--minibatches", type=int, default=4)
+    parser.add_argument("--native", type=int, default=1, help="loops as native functions (docs/decisions/0002)")
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--warmup", type=int, default=3, help="calls of the simulator before anything is timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -45,8 +48,9 @@ def main() -> None:
         return
     print(f"{row['env']}: {row['lanes']} lanes x {row['steps']} steps, width {row['width']}, {row['epochs']} epoch(s), "
           f"{row['devices']} device(s) {row['platform']}; compile {row['compile_s']:.0f} s")  # fmt: skip
-    for name in ("simulator", "acting", "iteration"):
-        print(f"  {name:10s} {row[f'{name}_per_s']:12,.0f} decisions/s")
+    for name in ("simulator", "acting", "learning", "iteration"):
+        rate, of_cpu = row[f"{name}_per_s"], row[f"{name}_per_cpu_s"]
+        print(f"  {name:10s} {rate:12,.0f} decisions/s {of_cpu:12,.0f} per second of CPU time")
     print("  share of an iteration: " + ", ".join(f"{name} {row[f'share_{name}']:.0%}" for name in SHARES))
 
 
@@ -61,9 +65,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from jaxsched.envs import make
     from jaxsched.networks import SetNetworkConfig, SetPolicy
     from jaxsched.networks.heads import greedy
+    from jaxsched.xla import compiler_options, quick_compiler_options
     from train import ppo
     from train.devices import AXIS, over_devices
-    from train.rollout import Lanes, collect, heads_of, step_lanes
+    from train.rollout import Lanes, heads_of, step_lanes
 
     env, env_params = make(options.env, **json.loads(options.options))
     heads = heads_of(env)
@@ -90,40 +95,49 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         lanes, reward = jax.lax.scan(step, state.lanes, None, static.num_steps)
         return state.replace(lanes=lanes), {"reward": jnp.sum(reward)}
 
-    def act(state: Any, hyper: Any) -> tuple[Any, dict[str, Any]]:
-        keys = jax.random.split(state.key, lanes_each)
-        lanes, steps = collect(env, policy, state.params, state.lanes, static.num_steps, hyper.env, keys, keys)
-        used = jax.tree.map(lambda x: jnp.sum(x.astype(jnp.float32)), (steps.obs, steps.action, steps.value))
-        total = jnp.sum(jnp.stack(jax.tree.leaves(used)))  # nothing recorded may be left out
-        return state.replace(lanes=lanes), {"used": total}
-
+    options_of_xla = compiler_options(True) if options.native else None
     whole = ppo.ppo(env, policy, {}, static, hyper, {})
-    times, compiled, state = {}, 0.0, None
-    for name, update in (("simulator", constant), ("acting", act), ("iteration", whole.update)):
-        algorithm = dataclasses.replace(whole, update=update)
-        if axis is not None:
-            algorithm = over_devices(algorithm, options.devices)
-        begun = time.perf_counter()
-        if state is None:
-            state = jax.block_until_ready(jax.jit(algorithm.init)(jax.random.key(0), hyper))
-        program = jax.jit(algorithm.update).lower(state, hyper).compile()
-        compiled += time.perf_counter() - begun
-        if name == "simulator":  # into the middle of an episode, where the tables are in use
-            for _ in range(options.repeats):
-                state, _ = program(state, hyper)
+    if axis is not None:
+        whole = over_devices(whole, options.devices)
+        alone = over_devices(
+            dataclasses.replace(ppo.ppo(env, policy, {}, static, hyper, {}), update=constant), options.devices
+        )
+    else:
+        alone = dataclasses.replace(whole, update=constant)
+    begun = time.perf_counter()
+    state = jax.block_until_ready(
+        jax.jit(whole.init, compiler_options=quick_compiler_options())(jax.random.key(0), hyper)
+    )
+    simulate = jax.jit(alone.update, compiler_options=options_of_xla).lower(state, hyper).compile()
+    act = jax.jit(whole.act, compiler_options=options_of_xla).lower(state, hyper).compile()
+    state, data = act(state, hyper)
+    learn = jax.jit(whole.learn).lower(state, hyper, data).compile()
+    compiled = time.perf_counter() - begun
+    for _ in range(options.warmup):  # into the middle of an episode, where the tables are in use
+        state, _ = simulate(state, hyper)
+    runs = {
+        "simulator": lambda: simulate(state, hyper),
+        "acting": lambda: act(state, hyper),
+        "learning": lambda: learn(state, hyper, data),
+    }
+    times, busy = {}, {}
+    for name, run in runs.items():
         durations = []
         for _ in range(options.repeats):
-            begun = time.perf_counter()
-            jax.block_until_ready(program(state, hyper))
-            durations.append(time.perf_counter() - begun)
-        times[name] = min(durations)
+            begun = time.perf_counter(), time.process_time()
+            jax.block_until_ready(run())
+            durations.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+        times[name], busy[name] = (min(column) for column in zip(*durations, strict=True))
+    times["iteration"] = times["acting"] + times["learning"]
+    busy["iteration"] = busy["acting"] + busy["learning"]
     decisions = options.lanes * options.steps
-    shares = (times["simulator"], times["acting"] - times["simulator"], times["iteration"] - times["acting"])
+    shares = (times["simulator"], times["acting"] - times["simulator"], times["learning"])
     return {
         "env": options.env, "options": options.options, "lanes": options.lanes, "steps": options.steps,
         "width": options.width, "epochs": options.epochs, "minibatches": options.minibatches,
-        "devices": options.devices, "platform": jax.default_backend(), "compile_s": compiled,
+        "devices": options.devices, "native": options.native, "platform": jax.default_backend(), "compile_s": compiled,
         **{f"{name}_per_s": decisions / value for name, value in times.items()},
+        **{f"{name}_per_cpu_s": decisions / value for name, value in busy.items()},
         **{f"share_{name}": part / times["iteration"] for name, part in zip(SHARES, shares, strict=True)},
     }  # fmt: skip
 

@@ -69,6 +69,7 @@ def _main(arguments: list[str]) -> int:
         about={"config_hash": config.what_is_learned(), "environment": config.env.id},
         scenario=config.env.model_dump(mode="json"),
         is_quiet=options.quiet,
+        native_loops=config.run.native_loops,
     )
     _begin_folder(folder, config, resume=options.resume is not None)
     try:

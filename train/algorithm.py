@@ -18,6 +18,9 @@ class Algorithm:
         init: ``init(key, hyper) -> state``: the whole learner as one pytree of arrays (anything needed to go on).
         update: ``update(state, hyper) -> (state, metrics)``: one iteration; metrics are scalars by name. Those named
             ``nonfinite/...`` are 1 where something holds a NaN or infinity, in the order in which data flow.
+        act, learn: the two halves of `update`, for algorithms that have them: ``act(state, hyper) -> (state, data)``
+            runs the environments, ``learn(state, hyper, data) -> (state, metrics)`` does the rest. On a CPU the machine
+            wants other compiler options than matrix products do (docs/decisions/0002), so each can be its own program.
         hyper: pytree of traced settings: `vmap` over it (and over keys) trains many learners in one program.
         params: ``params(state)``: what is exported.
         network: plain data naming the network (``policy.json``).
@@ -35,3 +38,5 @@ class Algorithm:
     decisions: int
     sizes: dict[str, Any] = field(default_factory=dict)
     headline: str = "reward_per_s"
+    act: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    learn: Callable[[Any, Any, Any], tuple[Any, dict[str, Array]]] | None = None

@@ -139,6 +139,7 @@ class RunConfig(Section):
     checkpoint_every: NonNegativeInt = 10  # iterations; 0: only at the end
     keep: PositiveInt = 2  # checkpoints
     track: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    native_loops: bool = False  # on a CPU: compile loops to native functions (environments that run the machine)
     num_devices: PositiveInt = 1  # CPU devices or GPUs that the lanes are split over (ppo)
 
 
@@ -166,7 +167,7 @@ class TrainConfig(RootConfig):
     def what_is_learned(self) -> str:
         """Hash of everything that changes the result: a checkpoint of another one is refused."""
         data = self.to_dict()
-        data["run"] = {key: data["run"][key] for key in ("seed", "num_iterations", "num_devices")}
+        data["run"] = {key: data["run"][key] for key in ("seed", "num_iterations", "num_devices", "native_loops")}
         return type(self).model_validate(data).config_hash()
 
 

@@ -53,4 +53,19 @@ def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
         spec = specs(state)
         return mapped(algorithm.update, (state, hyper), (spec, same), (spec, same))
 
-    return dataclasses.replace(algorithm, init=init, update=update, decisions=algorithm.decisions * num_devices)
+    def act(state, hyper):
+        assert algorithm.act is not None
+        spec = specs(state)
+        # What was recorded is [time, lane, ...]; the key for the second half is everywhere the same.
+        return mapped(algorithm.act, (state, hyper), (spec, same), (spec, (PartitionSpec(None, AXIS), same)))
+
+    def learn(state, hyper, data):
+        assert algorithm.learn is not None
+        spec = specs(state)
+        recorded = (PartitionSpec(None, AXIS), same)
+        return mapped(algorithm.learn, (state, hyper, data), (spec, same, recorded), (spec, same))
+
+    halves = {"act": act, "learn": learn} if algorithm.act is not None else {}
+    return dataclasses.replace(
+        algorithm, init=init, update=update, **halves, decisions=algorithm.decisions * num_devices
+    )

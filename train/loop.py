@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxsched.checkpoint import save_policy
 from jaxsched.errors import UserError
+from jaxsched.xla import COMPILE_VARIABLE, compiler_options, quick_compiler_options
 from train.algorithm import Algorithm
 from train.checkpoints import Checkpoints, flatten
 from train.tracking import Jsonl, LiveLine, Tracker
@@ -34,6 +36,8 @@ class RunPlan:
         about: plain data naming the run; a checkpoint with other data is refused.
         scenario: plain data for the exported policy.
         is_quiet: no live line, even on a terminal.
+        native_loops: compile loops on a CPU to native functions where XLA can (docs/decisions/0002): for environments
+            that run the machine.
     """
 
     folder: Path
@@ -44,6 +48,7 @@ class RunPlan:
     about: dict[str, Any] = field(default_factory=dict)
     scenario: dict[str, Any] = field(default_factory=dict)
     is_quiet: bool = False
+    native_loops: bool = False
 
     def __post_init__(self) -> None:
         if self.num_iterations < 1:
@@ -74,7 +79,7 @@ def run(algorithm: Algorithm, plan: RunPlan, *, resume: bool = False, trackers: 
         if checkpoints.iterations() and not resume:
             raise UserError("holds a run already", where=str(plan.folder), expected="a new folder",
                             hint=f"To go on with it: --resume {plan.folder}")  # fmt: skip
-        init = jax.jit(algorithm.init)
+        init = jax.jit(algorithm.init, compiler_options=quick_compiler_options())  # runs once
         key = jax.random.key(plan.seed)
         cursor: dict[str, int] = {}
         done = 0
@@ -94,7 +99,7 @@ def _iterate(
     algorithm: Algorithm, plan: RunPlan, checkpoints: Checkpoints, logs: dict[str, Jsonl], trackers: Sequence[Tracker],
     state: Any, done: int,
 ) -> RunResult:  # fmt: skip
-    update = jax.jit(algorithm.update, donate_argnums=0)
+    update = compiled_update(algorithm, plan.native_loops)
     line = LiveLine(plan.num_iterations, done, algorithm.headline, algorithm.decisions, is_quiet=plan.is_quiet)
     metrics: dict[str, float] = {}
     try:
@@ -124,6 +129,24 @@ def _iterate(
                   "decisions": plan.num_iterations * algorithm.decisions, **plan.about},
     )  # fmt: skip
     return RunResult(state, metrics, content_hash)
+
+
+def compiled_update(algorithm: Algorithm, native_loops: bool) -> Any:
+    """`algorithm.update` as one program, or with native loops as two of which the one that acts has them.
+
+    XLA's options for native loops suit the machine; matrix products inside such a loop become naive ones.
+    """
+    in_a_hurry = quick_compiler_options() if os.environ.get(COMPILE_VARIABLE) == "quick" else None
+    if not native_loops or algorithm.act is None or algorithm.learn is None:
+        return jax.jit(algorithm.update, donate_argnums=0, compiler_options=in_a_hurry)
+    act = jax.jit(algorithm.act, donate_argnums=0, compiler_options=compiler_options(True))
+    learn = jax.jit(algorithm.learn, donate_argnums=0, compiler_options=in_a_hurry)
+
+    def update(state: Any, hyper: Any) -> tuple[Any, dict[str, Any]]:
+        state, data = act(state, hyper)
+        return learn(state, hyper, data)
+
+    return update
 
 
 def check_finite(metrics: dict[str, float], state: Any, iteration: int, checkpoints: Checkpoints) -> None:

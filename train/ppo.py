@@ -177,25 +177,37 @@ def init(env: Any, policy: Policy, static: PpoStatic, key: Array, hyper: PpoHype
     )
 
 
-def update(
+def act(
     env: Any, policy: Policy, static: PpoStatic, state: PpoState, hyper: PpoHyper
-) -> tuple[PpoState, dict[str, Array]]:
-    """One iteration; see the module's docstring."""
+) -> tuple[PpoState, tuple[Steps, Array]]:
+    """The first half of an iteration: `num_steps` decisions of every lane, and a key for the second half."""
     key, act_key, env_key, shuffle_key = jax.random.split(state.key, 4)
-    state = state.replace(key=key)
     if static.axis is not None:
         device = jax.lax.axis_index(static.axis)
         act_key, env_key = (jax.random.fold_in(k, device) for k in (act_key, env_key))
     act_keys, env_keys = (jax.random.split(k, static.num_lanes) for k in (act_key, env_key))
-    lanes, steps = collect(
-        env, policy, state.params, state.lanes, static.num_steps, hyper.env, act_keys, env_keys
-    )  # fmt: skip
-    advantage, target, state, metrics = targets(env, policy, static, state.replace(lanes=lanes), steps, hyper)
-    data = (steps, advantage, target)
-    data = jax.tree.map(lambda x: sequences(x, static.sequence_length or static.num_steps), data)
-    state, more = _improve(policy, static, state, data, hyper, shuffle_key)
-    state = state.replace(iteration=state.iteration + 1)
-    return state, {**metrics, **more}
+    lanes, steps = collect(env, policy, state.params, state.lanes, static.num_steps, hyper.env, act_keys, env_keys)
+    return state.replace(key=key, lanes=lanes), (steps, shuffle_key)
+
+
+def learn(
+    env: Any, policy: Policy, static: PpoStatic, state: PpoState, hyper: PpoHyper, data: tuple[Steps, Array]
+) -> tuple[PpoState, dict[str, Array]]:
+    """The second half: advantages, then epochs of minibatches."""
+    steps, shuffle_key = data
+    advantage, target, state, metrics = targets(env, policy, static, state, steps, hyper)
+    batch = (steps, advantage, target)
+    batch = jax.tree.map(lambda x: sequences(x, static.sequence_length or static.num_steps), batch)
+    state, more = _improve(policy, static, state, batch, hyper, shuffle_key)
+    return state.replace(iteration=state.iteration + 1), {**metrics, **more}
+
+
+def update(
+    env: Any, policy: Policy, static: PpoStatic, state: PpoState, hyper: PpoHyper
+) -> tuple[PpoState, dict[str, Array]]:
+    """One iteration; see the module's docstring."""
+    state, data = act(env, policy, static, state, hyper)
+    return learn(env, policy, static, state, hyper, data)
 
 
 def targets(
@@ -216,11 +228,12 @@ def targets(
 
     pid = pid_update(state.pid, hyper.gains, mean_of(totals), mean_of(pers)) if static.constraints else state.pid
     advantage = combine(every, pid.multiplier)
-    decided = _decided(policy, steps)
+    drawn = [_drawn(steps, head.name) for head in policy.heads]
+    decided = jnp.any(jnp.stack([jnp.any(mask, axis=-1) for mask in drawn]), axis=0)
     num_decided = jnp.maximum(mean_of(jnp.sum(decided)), 1e-6)
     centre = mean_of(jnp.sum(jnp.where(decided, advantage, 0.0))) / num_decided
     advantage = jnp.where(decided, advantage - centre, 0.0)
-    tokens = jnp.sum(jnp.stack([jnp.sum(_token_mask(policy, steps, head.name)) for head in policy.heads]))
+    tokens = jnp.sum(jnp.stack([jnp.sum(mask) for mask in drawn]))
     elapsed = mean_of(jnp.sum(steps.dt_s))
     state = state.replace(
         advantage_square=state.advantage_square.push(mean_of(jnp.sum(advantage**2)) / num_decided, hyper.decay),
@@ -361,15 +374,9 @@ def _streams(env: Any, static: PpoStatic, steps: Steps, hyper: PpoHyper) -> tupl
     return jnp.concatenate([steps.reward[..., None], excess], -1), jnp.sum(costs, (0, 1)), jnp.sum(pers, (0, 1))
 
 
-def _token_mask(policy: Policy, steps: Steps, name: str) -> Array:
+def _drawn(steps: Steps, name: str) -> Array:
     """Tokens that were really drawn. (Log-probability 0 means that there was nothing to choose.)"""
     return (steps.log_prob[name] < 0) & steps.decided[..., None]
-
-
-def _decided(policy: Policy, steps: Steps) -> Array:
-    """Decisions with at least one token."""
-    masks = [jnp.any(_token_mask(policy, steps, head.name), axis=-1) for head in policy.heads]
-    return jnp.any(jnp.stack(masks), axis=0)
 
 
 def ppo(
@@ -382,6 +389,8 @@ def ppo(
         name="ppo",
         init=lambda key, hyper: init(env, policy, static, key, hyper),
         update=lambda state, hyper: update(env, policy, static, state, hyper),
+        act=lambda state, hyper: act(env, policy, static, state, hyper),
+        learn=lambda state, hyper, data: learn(env, policy, static, state, hyper, data),
         hyper=hyper,
         params=lambda state: state.params,
         network=network,

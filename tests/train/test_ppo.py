@@ -179,7 +179,7 @@ def test_a_truncation_is_bootstrapped_and_a_termination_is_not(bandits):
     assert worth[1] == pytest.approx(0.9516, rel=0.001)
 
 
-def test_two_devices_hold_one_learner_and_their_own_lanes():
+def test_two_devices_hold_one_learner_and_their_own_lanes_also_in_two_programs():
     policy = policy_for(QUEUE, width=4)
     static = ppo.PpoStatic(
         num_lanes=2, num_steps=8, num_minibatches=1, num_epochs=1, num_iterations=5, axis=AXIS
@@ -188,7 +188,8 @@ def test_two_devices_hold_one_learner_and_their_own_lanes():
     algorithm = over_devices(ppo.ppo(QUEUE, policy, {}, static, hyper, {}), 2)
     state = quick_jit(algorithm.init)(jax.random.key(0), hyper)
     before = state.params
-    state, metrics = quick_jit(algorithm.update)(state, hyper)
+    state, data = quick_jit(algorithm.act)(state, hyper)
+    state, metrics = quick_jit(algorithm.learn)(state, hyper, data)  # the same as `update`, in two programs
     assert algorithm.decisions == 2 * 2 * 8
     assert state.lanes.start.shape == (4,) and len(set(np.asarray(state.lanes.env_state.waiting).sum(1))) > 1
     changed = False

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from flax import struct
 
 from jaxsched.checkpoint import load_policy
@@ -29,7 +30,7 @@ name: tiny
 env: {id: TwoClassQueue-v0}
 network: {width: 4, recurrent: true}
 algo: {kind: ppo, num_lanes: 4, num_steps: 8, num_minibatches: 2, num_epochs: 1, sequence_length: 4}
-run: {num_iterations: 40, checkpoint_every: 1}
+run: {num_iterations: 40, checkpoint_every: 1, native_loops: true}
 """
 
 
@@ -245,13 +246,17 @@ def test_resuming_under_other_settings_is_refused_by_name(tmp_path, capsys):
 
 
 def test_every_shipped_training_configuration_can_be_built():
+    from train import config, es_config
     from train.build import build
-    from train.config import load
 
     paths = sorted((ROOT / "configs" / "train").glob("*.yaml"))
-    assert paths
-    for path in paths:
-        algorithm = build(load(path))
+    kinds = {path: yaml.safe_load(path.read_text())["algo"]["kind"] for path in paths}
+    assert {"ppo", "es"} <= set(kinds.values())
+    for path, kind in kinds.items():
+        if kind == "es":
+            assert es_config.load(path).plan().algo.generations > 0
+            continue
+        algorithm = build(config.load(path))
         assert algorithm.decisions > 0 and algorithm.network["kind"]
 
 
