@@ -18,6 +18,7 @@ _PUBLIC = {
     "Scenario": "jaxsched.scenario",
     "SloClass": "jaxsched.scenario",
     "UserError": "jaxsched.errors",
+    "check_env": "jaxsched.envs.check",
     "compare": "jaxsched.comparison",
     "load": "jaxsched.scenario",
     "make": "jaxsched.envs",
@@ -26,12 +27,13 @@ _PUBLIC = {
     "rollout": "jaxsched.simulation",
     "rollouts": "jaxsched.simulation",
 }
-_MODULES = ("envs", "policies", "timing", "workloads", "sim", "metrics", "stats")
+_MODULES = ("compat", "envs", "policies", "timing", "workloads", "sim", "metrics", "stats")
 
 if TYPE_CHECKING:
-    from jaxsched import envs, policies, timing, workloads
+    from jaxsched import compat, envs, policies, timing, workloads
     from jaxsched.comparison import compare
     from jaxsched.envs import make, register, registered_envs
+    from jaxsched.envs.check import check_env
     from jaxsched.errors import UserError
     from jaxsched.scenario import Scenario, SloClass, load
     from jaxsched.simulation import rollout, rollouts
@@ -41,7 +43,9 @@ __all__ = [
     "SloClass",
     "UserError",
     "__version__",
+    "check_env",
     "compare",
+    "compat",
     "envs",
     "load",
     "make",

@@ -10,6 +10,7 @@ import pytest
 
 import jaxsched as js
 from jaxsched.caching import with_cache
+from jaxsched.errors import UserError
 from jaxsched.foresight import BASE_TOKENS, MOST_TOKENS, PROBE_TOKENS, with_foresight
 from jaxsched.metrics.critical_path import turns_of_programs
 from jaxsched.retention.ttl import eta
@@ -102,5 +103,8 @@ def test_bounds_say_that_they_are_bounds_and_policies_are_not_given_what_they_kn
     )
     assert js.policies.get("vllm+clair").scheduler.is_bound and js.policies.get("continuum+peak").scheduler.is_bound
     assert not js.policies.get("gittins+gate").scheduler.is_bound
+    for name in ("vllm+gittins_index+offload", "vllm+offload+belady", "fastswitch+belady"):
+        with pytest.raises(UserError, match="without memory tiers"):
+            js.policies.get(name)
     assert js.policies.get("srpt_program+clair+peak").settings()["gate_fraction"] == 1.4
     assert js.policies.get("gittins+gate").settings()["gate_fraction"] == 0.8

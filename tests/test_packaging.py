@@ -21,9 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 #: The parts whoever embeds the simulator imports; config files and the command line are not among them.
-LIGHT_PACKAGES = ("sim", "timing", "workloads", "retention", "policies", "metrics", "simulation", "checkpoint")
+LIGHT_PACKAGES = (
+    "sim", "timing", "workloads", "retention", "policies", "metrics", "simulation", "checkpoint", "envs", "compat",
+)  # fmt: skip
 #: What those parts must do without, importable or not.
-HEAVY = ("pydantic",)
+HEAVY = ("pydantic", "gymnasium", "gymnax")
 #: Distributions that are imported under another name.
 IMPORT_NAMES = {"pyyaml": "yaml", "orbax-checkpoint": "orbax"}
 #: Modules that are part of a dependency under a name of their own (pydantic needs exactly one pydantic_core).
@@ -95,9 +97,12 @@ def test_the_import_blocker_blocks():
 
 
 def test_everything_jaxsched_imports_is_a_declared_dependency():
-    """Also what jax happens to bring along: nothing promises that it will tomorrow. pyarrow comes with an extra."""
+    """Also what jax happens to bring along: nothing promises that it will tomorrow. Some come with an extra."""
     project = PYPROJECT["project"]
-    declared = import_names([*project["dependencies"], *project["optional-dependencies"]["traces"]])
+    extras = (
+        requirement for name in ("traces", "gym", "compat") for requirement in project["optional-dependencies"][name]
+    )
+    declared = import_names([*project["dependencies"], *extras])
     imported = {module: path for path in (ROOT / "jaxsched").rglob("*.py") for module in imported_by(path)}
     missing = set(imported) - declared - PARTS - set(sys.stdlib_module_names) - {"jaxsched"}
     assert {module: str(imported[module]) for module in missing} == {}

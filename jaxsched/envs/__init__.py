@@ -8,7 +8,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxsched.envs.agent_sessions import AgentSessions, make_agent_sessions
 from jaxsched.envs.base import Environment, Observation
+from jaxsched.envs.cache_routing import CacheRouting, make_cache_routing
+from jaxsched.envs.chat_serving import ChatServing, make_chat_serving
 from jaxsched.envs.toys import Cue, TwoClassQueue
 from jaxsched.errors import UserError
 
@@ -78,5 +81,9 @@ def _of_class(cls: type[Environment]) -> Callable[..., tuple[Environment, Any]]:
 
 for _cls in (TwoClassQueue, Cue):
     register(_cls.name, _of_class(_cls))
+
+register(AgentSessions.name, make_agent_sessions)
+register(CacheRouting.name, make_cache_routing)
+register(ChatServing.name, make_chat_serving)
 
 __all__ = ["Environment", "Observation", "make", "register", "registered_envs"]

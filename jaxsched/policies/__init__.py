@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from typing import NoReturn
 
 from jaxsched.errors import UserError
 from jaxsched.policies.aggressive import AGGRESSIVE
@@ -134,9 +135,18 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
         spill = OFFLOADS[part]
         return _offloading(dataclasses.replace(scheduler, spec=spec), spill.rule, spill.params)
     rule = RETENTIONS[part]
+    if rule.head.value is not None and spec.offload is not None:
+        _refuse_order_with_tiers(spec.name)
     spec = dataclasses.replace(spec, retain=rule.head)
     scheduler = dataclasses.replace(scheduler, spec=spec, retain_params=dict(rule.params))
     return scheduler if rule.offload is None else _offloading(scheduler, rule.offload, TIER_DEFAULTS)
+
+
+def _refuse_order_with_tiers(name: str) -> NoReturn:
+    raise UserError(
+        f"{name}: an eviction order of contexts goes without memory tiers",
+        expected="another retention rule, e.g. gittins or ttl",
+    )
 
 
 def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float]) -> Scheduler:
@@ -147,10 +157,7 @@ def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float
             expected="a synchronous scheduler of the V1 engine, e.g. vllm or continuum",
         )
     if scheduler.spec.retain is not None and scheduler.spec.retain.value is not None:
-        raise UserError(
-            f"{scheduler.spec.name}: an eviction order of contexts goes without memory tiers",
-            expected="another retention rule, e.g. gittins or ttl",
-        )
+        _refuse_order_with_tiers(scheduler.spec.name)
     spec = dataclasses.replace(scheduler.spec, offload=rule)
     return dataclasses.replace(scheduler, spec=spec, tier_params={**params, **scheduler.tier_params})
 

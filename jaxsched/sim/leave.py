@@ -174,6 +174,7 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
             reload_us = jnp.minimum(reload_us, load_us)
         running = event.running_mask & (event.index != slot)
         view = PauseView(
+            program=turn.program,
             tool=jnp.int32(0) if after.tool is None else after.tool,
             context_tokens=own,
             recompute_us=reload_time_us(event.params.timing, own),

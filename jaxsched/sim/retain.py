@@ -39,6 +39,7 @@ class PauseView(struct.PyTreeNode):
     load_us: Int[Array, ""]  # time to copy it between host memory and HBM, one way; 0 without memory tiers
     running_tokens: Int[Array, ""]  # tokens of KV that the running requests hold
     running: Int[Array, ""]  # running requests
+    program: Int[Array, ""] | None = None  # identity of the program (row of its first turn)
 
 
 class ContextView(struct.PyTreeNode):

@@ -170,4 +170,5 @@ def _columns(
 
 def as_requests(table: dict[str, np.ndarray]) -> Requests:
     """The machine's table on device."""
-    return Requests(**{k: jnp.asarray(v) for k, v in table.items()})
+    columns: dict[str, Any] = {name: jnp.asarray(values) for name, values in table.items()}
+    return Requests(**columns)

@@ -1,0 +1,205 @@
+"""From a scenario and a choice of heads to an environment on the machine and its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsched import policies
+from jaxsched.caching import with_cache
+from jaxsched.envs.cluster import ClusterEnv, ClusterParams
+from jaxsched.envs.controls import CHOSEN_RETENTION, TOKEN_BUDGETS, chosen_route, scored_order
+from jaxsched.envs.pool import Ranges, make_pool
+from jaxsched.errors import UserError
+from jaxsched.policies.base import Policy, Router
+from jaxsched.policies.program_fcfs import arrival_order
+from jaxsched.scenario import Scenario, load
+from jaxsched.sim.build import make_params
+from jaxsched.sim.static import SimStatic
+from jaxsched.simulation import static_of
+
+E = TypeVar("E", bound=ClusterEnv)
+
+REWARDS = ("latency", "goodput")
+#: Workloads of an environment by default; other seeds than those that comparisons begin with (0, 1, ...).
+SEEDS = range(10_000, 10_064)
+_CHOSEN_ROUTER = Router(
+    "chosen", chosen_route, "the instance that was chosen", "", reads_blocks=True, reads_cache="cache",
+    params={"chosen_instance": 0.0},
+)  # fmt: skip
+
+
+def build(
+    cls: type[E],
+    available: Sequence[str],
+    scenario: Scenario,
+    *,
+    heads: Iterable[str],
+    policy: str,
+    settings: dict[str, float],
+    seeds: int | Iterable[int],
+    ranges: Ranges | None,
+    reward: str,
+    burst: int,
+    tick_ms: float | None,
+    num_items: int,
+    num_slots: int,
+    cache_runs: int,
+    horizon_s: float | None,
+    residual_s: float,
+    length_error: float | None,
+    work_error: float | None,
+    max_steps: int,
+    to_arrival: bool = False,
+) -> tuple[E, ClusterParams]:
+    """See the environments for what each argument means.
+
+    Raises:
+        UserError: an argument that no environment of this kind can be built from.
+    """
+    where = f"environment {cls.name}"
+    learned = _heads(heads, available, where)
+    if reward not in REWARDS:
+        raise UserError(f"unknown reward {reward!r}", where=where, expected=f"one of {', '.join(REWARDS)}")
+    for name, value, least in (("burst", burst, 1), ("num_items", num_items, 1), ("max_steps", max_steps, 1)):
+        if int(value) < least:
+            raise UserError(f"{name} {value}", where=where, expected=f"at least {least}")
+    if tick_ms is not None and not 0 < tick_ms * 1000 < 2**29:
+        raise UserError(f"tick_ms {tick_ms}", where=where, expected="milliseconds above 0, at most 500,000")
+    if horizon_s is not None and not horizon_s > 0:
+        raise UserError(f"horizon_s {horizon_s}", where=where, expected="seconds above 0, or None: until all is done")
+    seeds = list(range(SEEDS.start, SEEDS.start + seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+
+    chosen = _policy(policy, settings, learned, where)
+    scenario = dataclasses.replace(
+        scenario,
+        num_slots=max(num_slots, int(chosen.settings()["max_num_seqs"])),
+        horizon_us=None if horizon_s is None else round(horizon_s * 1e6),
+    )
+    pool = make_pool(scenario, seeds, ranges)
+    scenario.check(chosen)
+    static = with_cache(static_of(scenario, chosen), scenario, pool.requests)
+    static = _sized(static, scenario, cache_runs)
+    if static.num_classes > 1 and scenario.max_turns > 1:
+        raise UserError(
+            f"scenario {scenario.name} has {static.num_classes} classes of programs with several turns",
+            where=where,
+            expected="one class, or programs of one turn: costs are kept by class only for those",
+        )
+    if static.route_by_cache == "record":
+        raise UserError(f"policy {policy} remembers what it sent", where=where, expected="a router without a record")
+    if (spec := static.scheduler) and (spec.retain or spec.gate) and static.prefix_cache != "runs":
+        raise UserError(
+            f"heads {', '.join(learned)} with policy {policy}: nothing is retained",
+            where=where,
+            expected="a workload of several turns per program, and a prefix cache of runs",
+            hint="Leave out retain and gate, and take a policy without them.",
+        )
+    env = cls(
+        static=static,
+        learned=learned,
+        num_programs=scenario.num_programs,
+        burst=int(burst),
+        num_items=int(num_items),
+        ticks=tick_ms is not None,
+        to_arrival=to_arrival,
+        reward=reward,
+    )
+    sim = make_params(
+        chosen,
+        scenario.timing,
+        scenario.usable_blocks,
+        num_instances=scenario.num_instances,
+        view_delay_us=scenario.router_delay_us,
+        cache_delay_us=scenario.cache_delay_us,
+        timeout_us=scenario.timeouts(),
+        slo_ttft_us=scenario.limits("ttft_us"),
+        slo_tpot_us=scenario.limits("tpot_us"),
+        slo_e2e_us=scenario.limits("e2e_us"),
+        slo_tbt_us=scenario.limits("tbt_us"),
+        horizon_us=scenario.horizon_us,
+    )
+    hidden = lambda sigma: jnp.float32(-1.0 if sigma is None else sigma)
+    params = ClusterParams(
+        sim=sim,
+        pool=pool,
+        class_weight=jnp.ones(static.num_classes, jnp.float32),
+        residual_s=jnp.float32(residual_s),
+        tick_us=jnp.int32(0 if tick_ms is None else round(tick_ms * 1000)),
+        length_error=hidden(length_error),
+        work_error=hidden(work_error),
+        max_steps_in_episode=jnp.int32(max_steps),
+    )
+    return env, params
+
+
+def scenario_of(given: Scenario | str | None, default: Scenario, num_programs: int | None) -> Scenario:
+    """The scenario of an environment: the default, one by hand, or a file."""
+    scenario = default if given is None else load(given) if isinstance(given, str) else given
+    if num_programs is not None:
+        if num_programs < 1:
+            raise UserError(f"num_programs {num_programs}", where="environment", expected="at least 1")
+        scenario = dataclasses.replace(scenario, num_programs=num_programs)
+    return scenario
+
+
+def _heads(heads: Iterable[str], available: Sequence[str], where: str) -> tuple[str, ...]:
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    if not heads:
+        raise UserError("no heads", where=where, expected=f"some of {', '.join(available)}")
+    for head in heads:
+        if head not in available:
+            near = difflib.get_close_matches(head, available, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"unknown head {head!r}", where=where, expected=f"some of {', '.join(available)}", hint=hint
+            )
+    return tuple(head for head in available if head in heads)
+
+
+def _policy(name: str, settings: dict[str, float], learned: tuple[str, ...], where: str) -> Policy:
+    """The policy whose heads run inline, with those that are learned in place of its own."""
+    base = policies.get(name).with_params(**settings)
+    scheduler, spec, overrides = base.scheduler, base.scheduler.spec, dict(base.overrides)
+    if spec.family != "v1" or spec.asynchronous or spec.offload is not None or scheduler.sees_true_length:
+        raise UserError(
+            f"policy {name} cannot run inline",
+            where=where,
+            expected="a synchronous V1 scheduler that is no bound and copies nothing, e.g. gittins+gate",
+        )
+    changes: dict[str, Any] = {"order": spec.order or arrival_order}
+    if "order" in learned:
+        changes |= {"order": scored_order, "static_keys": True, "preemptive": False, "service": None}
+        changes |= {"priority_victims": False}
+        scheduler = dataclasses.replace(scheduler, order_params={})
+    if "retain" in learned:
+        changes["retain"] = CHOSEN_RETENTION
+        scheduler = dataclasses.replace(scheduler, retain_params={})
+    if "gate" in learned:
+        changes["gate"] = True
+    scheduler = dataclasses.replace(scheduler, spec=dataclasses.replace(spec, **changes))
+    router = _CHOSEN_ROUTER if "route" in learned else base.router
+    if "batch" in learned:
+        least = int(base.settings()["max_num_seqs"])
+        if least > min(TOKEN_BUDGETS):
+            raise UserError(
+                f"max_num_seqs {least}", where=where, expected=f"at most the smallest budget, {min(TOKEN_BUDGETS)}"
+            )
+    policy = dataclasses.replace(base, name=f"{name} with learned {', '.join(learned)}", scheduler=scheduler)
+    policy = dataclasses.replace(policy, router=router)
+    known = policy.settings()
+    return dataclasses.replace(policy, overrides=tuple((k, v) for k, v in overrides.items() if k in known))
+
+
+def _sized(static: SimStatic, scenario: Scenario, cache_runs: int) -> SimStatic:
+    """Tables no longer than an episode needs: a step copies what it may replace by a new episode."""
+    capacity = 1 << int(np.ceil(np.log2(static.num_slots + scenario.num_programs + 1)))
+    static = dataclasses.replace(static, queue_capacity=capacity)
+    if static.prefix_cache == "runs":
+        static = dataclasses.replace(static, cache_entries=cache_runs)
+    return static
