@@ -3,7 +3,7 @@
 Every ```bash and ```python block says, in an HTML comment on the line before it, what becomes of it here::
 
     <!-- smoke -->                  run the block
-    <!-- smoke: ARGS -->            run it with ARGS behind every line that starts with `jaxsched` (a smaller size)
+    <!-- smoke: ARGS -->            run it with ARGS behind every line that starts one of ours (a smaller size)
     <!-- smoke-python -->           run the Python block
     <!-- no-smoke: REASON -->       do not run it
 
@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _MARK = re.compile(r"^<!--\s*(smoke-python|smoke|no-smoke)\s*(?::\s*(.*?))?\s*-->$")
 _LANGUAGES = ("bash", "python")
+_OURS = ("jaxsched ", "python -m train ")
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def _block(lines: list[str], start: int, end: int, language: str) -> Block:
 
 
 def bash_code(block: Block) -> str:
-    """The block as it is run: strict, and with the mark's arguments behind every `jaxsched` line."""
+    """The block as it is run: strict, and with the mark's arguments behind every line that starts one of `_OURS`."""
     lines = [
-        f"{line.split('  #')[0].rstrip()} {block.argument}" if block.argument and line.startswith("jaxsched") else line
+        f"{line.split('  #')[0].rstrip()} {block.argument}" if block.argument and line.startswith(_OURS) else line
         for line in block.code.splitlines()
     ]
     return "set -euo pipefail\n" + "\n".join(lines) + "\n"

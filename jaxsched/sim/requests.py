@@ -47,7 +47,6 @@ class Requests(struct.PyTreeNode):
     group: Int[Array, " n"] | None = None  # shared prefix (system prompt), >= 0; -1 = none
     group_tokens: Int[Array, " n"] | None = None  # tokens of the prompt that the shared prefix covers
     tool: Int[Array, " n"] | None = None  # kind of the pause before the turn (index of the tool); 0 on first turns
-    turn: Int[Array, " n"] | None = None  # its number in the program, from 0; None: nobody learns program lengths
     # Table form, for block-hash traces: ids of all full blocks of prompt + outputs (without the last output token);
     # equal ids = equal content up to the end of the block.
     content_start: Int[Array, " n"] | None = None  # where a turn's ids begin in `content`
