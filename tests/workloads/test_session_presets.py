@@ -11,7 +11,7 @@ import pytest
 
 from jaxsched.errors import UserError
 from jaxsched.workloads import Workload, get_preset, list_presets, stats
-from tests.workloads.test_presets import columns
+from tests.workloads.test_presets import columns, optimised
 
 SESSIONS = [n for n in list_presets() if get_preset(n).max_turns > 1 and not get_preset(n).graphs]  # chains of turns
 
@@ -334,9 +334,9 @@ def test_factors_can_differ_between_lanes_of_one_program():
 
     keys = jax.random.split(jax.random.key(3), 3)
     share, tail = jnp.asarray([0.5, 0.75, 0.9]), jnp.asarray([0.3, 1.0, 1.4])
-    together = jax.jit(jax.vmap(one))(keys, share, tail)
+    together = optimised(jax.vmap(one))(keys, share, tail)
     assert len(compiled) == 1
-    alone = spec.generate(keys[1], 64, short_share=0.75, context_scale=0.75)
+    alone = optimised(lambda key: spec.generate(key, 64, short_share=0.75, context_scale=0.75))(keys[1])
     for name, value in columns(alone).items():
         np.testing.assert_array_equal(getattr(together, name)[1], value, err_msg=name)
 
@@ -354,7 +354,9 @@ def test_arrivals_can_be_burstier_than_poisson():
 
 @pytest.mark.parametrize("preset", ["mixed_agents", "chat_sessions", "shared_prompts", "text2sql", "sub_agents"])
 def test_a_program_does_not_depend_on_how_many_are_generated(preset):
-    few, many = (Workload.from_requests(get_preset(preset).generate(jax.random.key(4), n)).head(90) for n in (90, 131))
+    make = functools.partial(get_preset(preset).generate, jax.random.key(4))
+    tables = (optimised(functools.partial(make, num))() for num in (90, 131))
+    few, many = (Workload.from_requests(table).head(90) for table in tables)
     for name in ("arrival_us", "turn", "prompt_tokens", "output_tokens", "pause_us", "group", "group_tokens", "tool"):
         np.testing.assert_array_equal(getattr(few, name), getattr(many, name), err_msg=name)
     for name in vars(few.edges) if few.edges is not None else ():
