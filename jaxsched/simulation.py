@@ -58,12 +58,10 @@ class Lanes:
     num_turns: int  # over all lanes, about: for progress, and to judge how long a run is
 
 
-def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: np.ndarray, stop: np.ndarray):
-    """Parameters with a lane axis on what differs between lanes."""
-    cut = (stop - first) * scenario.warmup_fraction
-    cool = (stop - first) * scenario.cooldown_fraction
+def params_of(scenario: Scenario, policy: Policy) -> SimParams:
+    """What every lane of a policy on a scenario has in common; seed and measured cohort are those of `make_params`."""
     tiers = _tiers(scenario, policy)
-    shared = make_params(
+    return make_params(
         policy,
         scenario.timing,
         scenario.usable_blocks,
@@ -78,6 +76,13 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
         horizon_us=scenario.horizon_us,
         tiers=None if tiers is None else tier_params(tiers, policy.settings()),
     )
+
+
+def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: np.ndarray, stop: np.ndarray):
+    """Parameters with a lane axis on what differs between lanes."""
+    cut = (stop - first) * scenario.warmup_fraction
+    cool = (stop - first) * scenario.cooldown_fraction
+    shared = params_of(scenario, policy)
     params = shared.replace(
         seed=jnp.asarray(seeds, jnp.int32),
         measure_from=jnp.asarray(first + cut, jnp.int32),

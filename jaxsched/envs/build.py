@@ -19,9 +19,8 @@ from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy, Router
 from jaxsched.policies.program_fcfs import arrival_order
 from jaxsched.scenario import Scenario, load
-from jaxsched.sim.build import make_params
 from jaxsched.sim.static import SimStatic
-from jaxsched.simulation import static_of
+from jaxsched.simulation import params_of, static_of
 
 E = TypeVar("E", bound=ClusterEnv)
 
@@ -110,23 +109,9 @@ def build(
         to_arrival=to_arrival,
         reward=reward,
     )
-    sim = make_params(
-        chosen,
-        scenario.timing,
-        scenario.usable_blocks,
-        num_instances=scenario.num_instances,
-        view_delay_us=scenario.router_delay_us,
-        cache_delay_us=scenario.cache_delay_us,
-        timeout_us=scenario.timeouts(),
-        slo_ttft_us=scenario.limits("ttft_us"),
-        slo_tpot_us=scenario.limits("tpot_us"),
-        slo_e2e_us=scenario.limits("e2e_us"),
-        slo_tbt_us=scenario.limits("tbt_us"),
-        horizon_us=scenario.horizon_us,
-    )
     hidden = lambda sigma: jnp.float32(-1.0 if sigma is None else sigma)
     params = ClusterParams(
-        sim=sim,
+        sim=params_of(scenario, chosen),
         pool=pool,
         class_weight=jnp.ones(static.num_classes, jnp.float32),
         residual_s=jnp.float32(residual_s),
