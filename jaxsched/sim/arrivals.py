@@ -7,13 +7,14 @@ import jax.numpy as jnp
 
 from jaxsched.sim import sent
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
-from jaxsched.sim.event import Tally, ceil_blocks
+from jaxsched.sim.event import Tally, ceil_blocks, first_slot
 from jaxsched.sim.graph import arrive_turn
 from jaxsched.sim.kv.seen import Seen, look, matched_blocks
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.retain import saturated_us
 from jaxsched.sim.routing import add_recent, bucket_now, count_waiting, recent_tokens
+from jaxsched.sim.rows import earliest, value_at
 from jaxsched.sim.state import Count, Fate, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.views import RouterView
@@ -157,17 +158,18 @@ def take_arrival(
     if static.num_paused:
         is_return = active & ~program_first
         times = _return_times(state)
-        due = (times == now) & (paused.request >= 0)
-        row = jnp.min(jnp.where(due, paused.request, NEVER_US))  # ties in request order
-        chosen = due & (paused.request == row)
+        due = times == now
+        row = earliest(due, paused.request)  # ties in request order
+        entry = first_slot(due & (paused.request == row))
         request = jnp.where(is_return, jnp.minimum(row, requests.num_rows - 1), request)
-        pick = lambda field: jnp.sum(jnp.where(chosen, field, 0))
+        pick = lambda field: value_at(field, entry)
         program = (
             jnp.where(is_return, pick(paused.program_epoch), stamp[0]),
             jnp.where(is_return, pick(paused.program_us), stamp[1]),
         )
         home = jnp.where(is_return, pick(paused.instance), -1)
-        paused = paused.replace(request=jnp.where(is_return & chosen, -1, paused.request))
+        at = jnp.where(is_return, entry, static.num_paused)
+        paused = paused.replace(request=paused.request.at[at].set(-1, mode="drop"))
 
     turn = requests.row(request)
     learned = state.learned

@@ -18,6 +18,7 @@ from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.routing import count_waiting
+from jaxsched.sim.rows import earliest, latest, read_row, write_row
 from jaxsched.sim.service import ServiceRow
 from jaxsched.sim.state import (
     Col,
@@ -55,7 +56,7 @@ def slot_with(mask: jax.Array, key: jax.Array, largest: bool = False) -> jax.Arr
 
     Ties to the first slot.
     """
-    extreme = jnp.max(jnp.where(mask, key, -(2**31))) if largest else jnp.min(jnp.where(mask, key, 2**31 - 1))
+    extreme = latest(mask, key) if largest else earliest(mask, key)
     return first_slot(mask & (key == extreme))
 
 
@@ -125,13 +126,13 @@ class Event:
     @classmethod
     def load(cls, static, params, requests, state: State, tally: Tally, m, now) -> Event:
         """Read instance `m` (one slice of each array)."""
-        rows = jax.lax.dynamic_index_in_dim(state.slots, m, 0, keepdims=False)
+        rows = read_row(state.slots, m)
         scalars = jax.lax.dynamic_index_in_dim(state.instance, m, 1, keepdims=False)
         scalars = scalars + jnp.where(state.pending_writes.joined == m, state.pending_writes.change, 0)
         rule = static.scheduler.service
         return cls(
             static, params, requests, state, tally, m, now,
-            Slots(*(rows[i] for i in range(rows.shape[0]))),
+            Slots(*rows),
             Instance(*(scalars[i] for i in range(scalars.shape[0]))),
             load_cache(static, requests, state, m),
             Tiers(static, params, state.tiers, m) if static.tiered else None,
@@ -142,7 +143,7 @@ class Event:
 
     def store(self) -> State:
         """Write the row back."""
-        rows = jnp.stack([getattr(self.slots, name) for name in Slots.__dataclass_fields__])
+        rows = [getattr(self.slots, name) for name in Slots.__dataclass_fields__]
         scalars = jnp.stack([getattr(self.inst, name) for name in Instance.__dataclass_fields__])
         unused = [(jnp.int32(0), jnp.zeros(len(Col), jnp.int32), jnp.bool_(False))]
         writes = self.writes + unused * (max_column_writes(self.static) - len(self.writes))
@@ -168,7 +169,7 @@ class Event:
             else jax.lax.dynamic_update_index_in_dim(self.state.late, self.late, self.m, 0),
             service=None if self.service is None else self.service.store(self.state.service),
             pending_writes=pending,
-            slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
+            slots=write_row(self.state.slots, self.m, rows),
         )
 
     # -- small helpers shared by the parts of an event -----------------------------------------------------------------
@@ -205,11 +206,11 @@ class Event:
             values = jnp.where(active & (written == slot), new, values)
         return values
 
-    def columns(self) -> jax.Array:
-        """All request columns of the row ``[slots, 16]``, with what this micro-step has written."""
-        values = self.state.request[self.m]
+    def column_of(self, which: Col) -> jax.Array:
+        """One request column of the whole row ``[slots]``, with what this micro-step has written."""
+        values = self.state.request[self.m, :, which]
         for written, new, active in self.writes:
-            values = jnp.where((active & (written == self.index))[:, None], new, values)
+            values = jnp.where(active & (written == self.index), new[which], values)
         return values
 
     def write_column(self, slot: jax.Array, values: jax.Array, active: jax.Array) -> None:
@@ -296,7 +297,7 @@ class Event:
     def note_gap(self, mask: jax.Array, gap_us: jax.Array) -> None:
         """A gap between two tokens ends for the requests in `mask`; those whose class allows less are late."""
         assert self.late is not None
-        limit = self.params.slo_tbt_us[self.columns()[:, Col.KLASS]]
+        limit = self.params.slo_tbt_us[self.column_of(Col.KLASS)]
         self.late = jnp.where(mask & (gap_us > limit), 1, self.late)
 
     def measured(self, column: jax.Array) -> jax.Array:

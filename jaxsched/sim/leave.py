@@ -203,9 +203,8 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
 
 def has_expired(event: Event) -> Bool[Array, " s"]:
     """Whether each slot's request is past its deadline."""
-    columns = event.columns()
-    timeout = event.params.timeout_us[columns[:, Col.KLASS]]
-    arrived = relative_us(columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US], event.state.epoch)
+    timeout = event.params.timeout_us[event.column_of(Col.KLASS)]
+    arrived = relative_us(event.column_of(Col.ARRIVAL_EPOCH), event.column_of(Col.ARRIVAL_US), event.state.epoch)
     return (timeout > 0) & (arrived + timeout <= event.now)
 
 
@@ -261,15 +260,16 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
     entry = first_slot(paused.request < 0)
     returns = is_finish & (following >= 0)
     lost = returns & (entry >= paused.request.shape[0])
-    at = (jnp.arange(paused.request.shape[0]) == entry) & returns
+    at = jnp.where(returns, entry, paused.request.shape[0])
+    put = lambda field, value: field.at[at].set(value, mode="drop")
     event.state = event.state.replace(
         paused=paused.replace(
-            request=jnp.where(at, following, paused.request),
-            epoch=jnp.where(at, epoch, paused.epoch),
-            us=jnp.where(at, us, paused.us),
-            program_epoch=jnp.where(at, column[Col.PROGRAM_EPOCH], paused.program_epoch),
-            program_us=jnp.where(at, column[Col.PROGRAM_US], paused.program_us),
-            instance=jnp.where(at, event.m, paused.instance),
+            request=put(paused.request, following),
+            epoch=put(paused.epoch, epoch),
+            us=put(paused.us, us),
+            program_epoch=put(paused.program_epoch, column[Col.PROGRAM_EPOCH]),
+            program_us=put(paused.program_us, column[Col.PROGRAM_US]),
+            instance=put(paused.instance, event.m),
         ),
         flags=event.state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
     )

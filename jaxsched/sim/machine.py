@@ -83,7 +83,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     state = event.store()
     if static.trace:
         event.note(active=active, now=now, instance=m, order=event.slots.order, waiting_after=event.inst.waiting)
-        event.note(free_after=event.inst.free, phase=next_phase, requests=event.columns()[:, Col.REQUEST])
+        event.note(free_after=event.inst.free, phase=next_phase, requests=event.column_of(Col.REQUEST))
     locked = active & (next_phase >= 0)
     state = state.replace(
         locked=jnp.where(active, jnp.where(locked, m, -1), state.locked),
@@ -160,13 +160,12 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
         event.runs.settle()  # what was owed is paid by the pins (and copies) as they were
         if static.tiered:
             offload.end_copies(event, begins)
-        rows = event.columns()[:, Col.REQUEST]
+        rows = event.column_of(Col.REQUEST)
         event.runs.refresh_pins(begins, *event.stamp(event.now), event.slots.order == WAITING, rows)
         if static.ranks:
             rank_contexts(event, begins, rows)
     if event.service is not None:
-        columns = event.columns()
-        arrival = (columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US])
+        arrival = (event.column_of(Col.ARRIVAL_EPOCH), event.column_of(Col.ARRIVAL_US))
         event.service.promote(sched.of_order(), begins, event.slots.order == WAITING, arrival)
     unlimited = static.scheduler.family in ("orca", "static")
     event.state = state.replace(

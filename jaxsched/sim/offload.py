@@ -123,7 +123,7 @@ def begin_prefetch(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         return jnp.bool_(False)
     due = active & (event.tiers.next_plan() <= event.now)
     row = jnp.where(due, event.tiers.planned(), 0)
-    waits = jnp.any((event.slots.order == WAITING) & (event.columns()[:, Col.REQUEST] == row))
+    waits = jnp.any((event.slots.order == WAITING) & (event.column_of(Col.REQUEST) == row))
     event.tiers.forget(due & waits, row)
     event.prefetch = Prefetch(due & ~waits, row)
     return due

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import EPOCH_US, NEVER_US
 from jaxsched.sim.copies import LONG_AGO, Copies, empty_table
+from jaxsched.sim.rows import earliest, read_row, write_row
 
 if TYPE_CHECKING:
     from jaxsched.sim.params import SimParams
@@ -141,7 +142,7 @@ class Tiers:
         self._m, self.params = m, params.tiers
         row = lambda field: jax.lax.dynamic_index_in_dim(field, m, 0, keepdims=False)
         scalars = row(state.scalars)
-        self.host = Copies(row(state.host), scalars[CLOCK], self.params.host_blocks)
+        self.host = Copies(read_row(state.host, m), scalars[CLOCK], self.params.host_blocks)
         self.out, self.into, self.remote_out, self.remote_in, self.stall = (scalars[i] for i in TIMES)
         self.remote = None
         if state.remote is not None and state.remote_clock is not None:
@@ -157,9 +158,9 @@ class Tiers:
         put = lambda field, value: jax.lax.dynamic_update_index_in_dim(field, value, self._m, 0)
         remote = self.remote
         return state.replace(
-            host=put(state.host, self.host.table),
+            host=write_row(state.host, self._m, self.host.fields),
             scalars=put(state.scalars, scalars),
-            remote=None if remote is None else remote.table,
+            remote=None if remote is None else jnp.stack(remote.fields),
             remote_clock=None if remote is None else remote.clock,
             plans=None if self.plans is None else put(state.plans, self.plans),
         )
@@ -186,7 +187,7 @@ class Tiers:
         """When the next context is to be loaded; `NEVER_US`: none is."""
         if self.plans is None:
             return jnp.int32(NEVER_US)
-        return jnp.min(jnp.where(self.plans[0] >= 0, self.plans[1], NEVER_US))
+        return earliest(self.plans[0] >= 0, self.plans[1])
 
     def planned(self) -> Int[Array, ""]:
         """The turn whose context is to be loaded next: the first by time, then by row."""

@@ -12,19 +12,25 @@ once), and more runs than the table has room for (`CACHE_ENTRIES`). The block ta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.clock import EPOCH_US, NEVER_US
+from jaxsched.sim.clock import EPOCH_US
 from jaxsched.sim.kv.base import Hit, KvCache, Pin
 from jaxsched.sim.oldest import take_oldest
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.rows import earliest, latest, matches, read_row, write_row
 from jaxsched.sim.static import SimStatic
 
+Rows = Sequence[Array] | Array  # a row of each field
+
 UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
+NOBODY = -2  # a row of the workload that no turn has, nor -1
 #: Rows of `runs`.
 CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
 #: ... and with memory tiers: end of the copy that needs the run (relative to the epoch), 1 while it comes into HBM.
@@ -70,7 +76,7 @@ def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
 class RunTable(KvCache):
     """One instance's runs during a micro-step."""
 
-    def __init__(self, static: SimStatic, requests: Requests, m: Array, runs: Array, slots: Array, scalars: Array):
+    def __init__(self, static: SimStatic, requests: Requests, m: Array, runs: Rows, slots: Rows, scalars: Array):
         self._static, self._requests, self._m = static, requests, m
         self.chain, self.low, self.high, self.stamp = (runs[i] for i in range(4))
         self.next, self.program, self.due_epoch, self.due_us, self.pinned = (runs[i] for i in range(4, NUM_FIELDS))
@@ -85,28 +91,31 @@ class RunTable(KvCache):
     @classmethod
     def load(cls, static: SimStatic, requests: Requests, kv: RunTableState, m: Array) -> RunTable:
         """Read instance `m`."""
-        row = lambda field: jax.lax.dynamic_index_in_dim(field, m, 0, keepdims=False)
-        return cls(static, requests, m, row(kv.runs), row(kv.slots), row(kv.scalars))
+        scalars = jax.lax.dynamic_index_in_dim(kv.scalars, m, 0, keepdims=False)
+        return cls(static, requests, m, read_row(kv.runs, m), read_row(kv.slots, m), scalars)
 
     @classmethod
     def seen(cls, static: SimStatic, requests: Requests, chain: Array, high: Array, slots: Array) -> RunTable:
         """A table to ask what is findable, and nothing else (sim/kv/seen.py)."""
         zero: Array = jnp.int32(0)
         runs = [chain, jnp.zeros_like(high), high] + [jnp.zeros_like(high)] * (NUM_FIELDS - 3)
-        return cls(static, requests, zero, jnp.stack(runs), slots, jnp.zeros(4, jnp.int32))
+        return cls(static, requests, zero, runs, slots, jnp.zeros(4, jnp.int32))
 
     def store(self, kv: RunTableState) -> RunTableState:
         """Write it back."""
-        runs = jnp.stack([
+        runs = [
             self.chain, self.low, self.high, self.stamp,
             self.next, self.program, self.due_epoch, self.due_us, self.pinned,
             *([self.copying, self.loading] if self._static.tiered else []),
             *([self.since_epoch, self.since_us, self.rank] if self._static.ranks else []),
-        ])  # fmt: skip
-        slots = jnp.stack([self.registered, self.own, self.group, self.group_blocks])
+        ]  # fmt: skip
+        slots = [self.registered, self.own, self.group, self.group_blocks]
         scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.ahead])
-        put = lambda field, value: jax.lax.dynamic_update_index_in_dim(field, value, self._m, 0)
-        return RunTableState(runs=put(kv.runs, runs), slots=put(kv.slots, slots), scalars=put(kv.scalars, scalars))
+        return RunTableState(
+            runs=write_row(kv.runs, self._m, runs),
+            slots=write_row(kv.slots, self._m, slots),
+            scalars=jax.lax.dynamic_update_index_in_dim(kv.scalars, scalars, self._m, 0),
+        )
 
     @property
     def _running(self) -> Bool[Array, " s"]:
@@ -139,7 +148,7 @@ class RunTable(KvCache):
         Debts have been paid, by the pins as they were.
         """
         due = (self.due_epoch > epoch) | ((self.due_epoch == epoch) & (self.due_us >= now))
-        waits = jnp.any((self.next[:, None] == rows[None, :]) & waiting[None, :], axis=1)
+        waits = matches(self.next, jnp.where(waiting, rows, NOBODY))
         pinned = (self.chain != UNUSED) & (self.next >= 0) & (due | (waits & (self.pinned > 0)))
         self.pinned = jnp.where(active, pinned.astype(jnp.int32), self.pinned)
 
@@ -154,7 +163,7 @@ class RunTable(KvCache):
         """Time of the next end of a pin, in us since the start of `epoch` (2^31 - 1: none in it or the next)."""
         near = (self.pinned > 0) & ((self.due_epoch == epoch) | (self.due_epoch == epoch + 1))
         due = self.due_us + jnp.where(self.due_epoch == epoch, 0, EPOCH_US)
-        return jnp.min(jnp.where(near & (due >= us), due, NEVER_US))
+        return earliest(near & (due >= us), due)
 
     def paused_blocks(self) -> Int[Array, ""]:
         """Idle blocks of programs that will go on."""
@@ -162,7 +171,7 @@ class RunTable(KvCache):
 
     def paused_rows(self, rows: Int[Array, " s"]) -> Int[Array, " r"]:
         """Of each run that is the context of a program whose next turn is none of these: that turn; else -1."""
-        waits = jnp.any(self.next[:, None] == rows[None, :], axis=1)
+        waits = matches(self.next, rows)
         return jnp.where((self.chain != UNUSED) & ~waits, self.next, -1)
 
     def found_own(self, hit: Hit) -> Bool[Array, ""]:
@@ -171,7 +180,7 @@ class RunTable(KvCache):
 
     def is_pinned(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
         """Whether the context of each of these turns is pinned here."""
-        return jnp.any((self.next[None, :] == rows[:, None]) & (self.pinned > 0)[None, :], axis=1)
+        return matches(rows, jnp.where(self.pinned > 0, self.next, NOBODY))
 
     # -- copies under way (sim/tiers.py) -------------------------------------------------------------------------------
 
@@ -189,11 +198,11 @@ class RunTable(KvCache):
 
     def last_copy(self) -> Int[Array, ""]:
         """End of the last copy under way."""
-        return jnp.max(jnp.where(self.in_copy, self.copying, NO_COPY))
+        return latest(self.in_copy, self.copying)
 
     def next_copy(self) -> Int[Array, ""]:
         """End of the next copy under way; `NEVER_US` if there is none."""
-        return jnp.min(jnp.where(self.in_copy, self.copying, NEVER_US))
+        return earliest(self.in_copy, self.copying)
 
     def leaving_blocks(self) -> Int[Array, ""]:
         """Blocks that will be free when the copies out of HBM have ended."""
@@ -201,7 +210,7 @@ class RunTable(KvCache):
 
     def is_loading(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
         """Whether the context of each of these turns is on its way into HBM."""
-        return jnp.any((self.next[None, :] == rows[:, None]) & (self.in_copy & (self.loading > 0))[None, :], axis=1)
+        return matches(rows, jnp.where(self.in_copy & (self.loading > 0), self.next, NOBODY))
 
     def own_run(self, slot: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """Chain, first block and end of what `release` of a slot would let go of the own chain."""
