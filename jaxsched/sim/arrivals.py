@@ -102,10 +102,13 @@ def next_input_time(static: SimStatic, requests: Requests, state: State) -> tupl
         time = relative_us(turn.arrival_epoch, turn.arrival_us, state.epoch)
         return jnp.where(i < requests.num_programs, time, NEVER_US)
 
-    back = jnp.int32(NEVER_US)
-    if static.num_paused:
-        back = jnp.min(_return_times(state))
+    back = next_return(state) if static.num_paused else jnp.int32(NEVER_US)
     return arrival(state.arrivals), arrival(state.arrivals + 1), back
+
+
+def next_return(state: State) -> jax.Array:
+    """Time of the earliest return, relative to the epoch."""
+    return jnp.min(_return_times(state))
 
 
 def _return_times(state: State) -> jax.Array:

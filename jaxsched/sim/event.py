@@ -76,7 +76,11 @@ class Tally:
 
     def observe(self, hist: Hist, klass, value_us: jax.Array, weight: jax.Array) -> None:
         """Add float32 `value_us` (scalar or vector) with int32 `weight` to a histogram."""
-        index = (klass * len(Hist) + int(hist)) * NUM_BINS + bin_of(value_us)
+        self.observe_bins(hist, klass, bin_of(value_us), weight)
+
+    def observe_bins(self, hist: Hist, klass, bins: jax.Array, weight: jax.Array) -> None:
+        """Add to bins of a histogram."""
+        index = (klass * len(Hist) + int(hist)) * NUM_BINS + bins
         self._index.append(jnp.atleast_1d(index))
         self._weight.append(jnp.atleast_1d(jnp.broadcast_to(weight.astype(jnp.int32), index.shape)))
 
@@ -159,7 +163,7 @@ class Event:
             flags |= jnp.where(self.kv.copies, int(Flag.CACHE_COPIES), 0)
             flags |= jnp.where(self.kv.overflow, int(Flag.CACHE_ENTRIES), 0)
         if self.static.tiered:
-            flags |= jnp.where(self.tiers.overflow, int(Flag.CACHE_ENTRIES), 0)
+            flags |= jnp.where(self.tiers.overflow, int(Flag.TIER_ENTRIES), 0)
             self.state = self.state.replace(tiers=self.tiers.store(self.state.tiers))
         return self.state.replace(
             flags=flags,

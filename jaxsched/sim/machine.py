@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 
 from jaxsched.sim import offload
 from jaxsched.sim.admission import admission_step, refill_window
-from jaxsched.sim.arrivals import next_input_time, next_view_tick, take_arrival, telemetry_tick
+from jaxsched.sim.arrivals import next_input_time, next_return, next_view_tick, take_arrival, telemetry_tick
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.close import close_step, drain_token
 from jaxsched.sim.event import Event, Tally, apply_pending, first_slot
@@ -57,7 +57,10 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     state = take_arrival(static, params, requests, state, tally, arrives, program_first, t_input)
 
     # The instance event, unless another input comes first (inputs precede instance events of the same time).
-    after = jnp.where(program_first, jnp.minimum(after_arrival, returning), -(2**31))
+    after = jnp.minimum(after_arrival, returning)
+    if static.num_paused:
+        later = next_return(state) if static.event_after_return else jnp.int32(-(2**31))
+        after = jnp.where(program_first, after, jnp.minimum(arrival, later))
     if static.graphs and requests.spawns is not None:
         after = jnp.int32(-(2**31))  # the arrival may have made a turn ready that comes first
     t_other = jnp.where(arrives, after, t_input)

@@ -103,7 +103,7 @@ def init_tiers(static: SimStatic) -> TierState | None:
     """Empty tiers; None without any."""
     if not static.tiered:
         return None
-    m, e = static.num_instances, static.cache_entries
+    m, e = static.num_instances, static.host_entries
     return TierState(
         host=jnp.broadcast_to(empty_table(e), (m, 6, e)),
         scalars=jnp.zeros((m, 6), jnp.int32),
