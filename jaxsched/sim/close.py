@@ -83,8 +83,9 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         expiry = event.runs.next_expiry(*event.stamp(event.now))
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends <= expiry).astype(jnp.int32)))
-    if static.tiered and k > 1:  # ... nor begins once a copy has ended
-        longest = jnp.minimum(longest, 1 + jnp.sum((ends < offload.next_wake(event)).astype(jnp.int32)))
+    if static.tiered and k > 1:  # ... nor begins once a copy has ended, if that matters
+        wake = offload.next_wake(event, num_decode, longest)
+        longest = jnp.minimum(longest, 1 + jnp.sum((ends < wake).astype(jnp.int32)))
     ends = jnp.where(step < longest, ends, NEVER_US)
     first_end = ends[0]
     last_end = jnp.max(jnp.where(step < longest, ends, 0))

@@ -6,7 +6,7 @@ One request per micro-step.
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.metrics.histogram import NUM_BINS, bin_of
 from jaxsched.sim import offload
@@ -68,7 +68,10 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     event.tally.count(Count.ENGINE_STEPS, k)
     event.tally.count(Count.OUTPUT_TOKENS, k * inst.emits)
     event.tally.count(Count.SCHEDULED_TOKENS, jnp.maximum(k - 1, 0) * inst.emits)
-    add_area(event, busy, grown)
+    passed = jnp.float32(0.0)
+    if static.tiered and static.run_steps > 1:
+        passed = jnp.where(ended, offload.passed_copies(event, ends), 0.0)
+    add_area(event, busy, grown, passed)
 
 
 def gap_bins(gaps_us: Int[Array, " n"]) -> Int[Array, " n"]:
@@ -76,14 +79,18 @@ def gap_bins(gaps_us: Int[Array, " n"]) -> Int[Array, " n"]:
     return bin_of(jnp.maximum(gaps_us, 0).astype(jnp.float32))
 
 
-def add_area(event: Event, duration_us: Int[Array, ""], grown: Int[Array, ""] | int = 0) -> None:
+def add_area(
+    event: Event, duration_us: Int[Array, ""], grown: Int[Array, ""] | int = 0, freed: Float[Array, ""] | float = 0.0
+) -> None:
     """Time integrals of batch and KV occupancy (float32, folded into a compensated sum between chunks).
 
-    Blocks that a run took on its way (`grown`) count for half of it: they are taken at a steady pace.
+    Blocks that a run took on its way (`grown`) count for half of it: they are taken at a steady pace. `freed`: blocks x
+    us by which the blocks used now are too many.
     """
     metrics, inst = event.state.metrics, event.inst
     used = (event.params.usable_blocks[event.m] - inst.free).astype(jnp.float32) - 0.5 * grown
-    step = jnp.stack([inst.running.astype(jnp.float32), used]) * duration_us.astype(jnp.float32)
+    duration = duration_us.astype(jnp.float32)
+    step = jnp.stack([inst.running.astype(jnp.float32) * duration, used * duration - freed])
     event.state = event.state.replace(metrics=metrics.replace(area=metrics.area.at[:, 1].add(step)))
 
 

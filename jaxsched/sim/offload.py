@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import Event
 from jaxsched.sim.kv import Hit, Pin
-from jaxsched.sim.kv.runs import NO_COPY
+from jaxsched.sim.kv.copying import NO_COPY
 from jaxsched.sim.retain import FOREVER_US
+from jaxsched.sim.rows import earliest
 from jaxsched.sim.state import WAITING, Col, Count
 from jaxsched.sim.tiers import CopyOut, Found, Load
 
@@ -168,9 +169,30 @@ def _the_active(releases: list[Release]) -> Release:
     return chosen
 
 
-def next_wake(event: Event) -> Int[Array, ""]:
-    """When a schedule() call can find something that a copy changed, or has to prefetch; `NEVER_US`: it cannot."""
-    return jnp.minimum(event.runs.next_copy(), event.tiers.next_plan())
+def next_wake(event: Event, num_decode: Int[Array, ""], longest: Int[Array, ""]) -> Int[Array, ""]:
+    """When a schedule() call can find something that a copy changed, or has to prefetch; `NEVER_US`: it cannot.
+
+    The end of a copy out of HBM changes nothing for a run of at most `longest` decode steps for which nobody waits and
+    which evicts nothing that was released after what is copied: the blocks are only free. One such end is passed over
+    (`passed_copies`).
+    """
+    runs, static = event.runs, event.static
+    first = runs.next_copy()
+    wake = first
+    if not (static.route_by_blocks or static.route_by_cache == "cache"):  # (who sees free blocks at each step)
+        taken = num_decode * ((longest + static.block_size - 2) // static.block_size)
+        passes = (event.inst.waiting == 0) & runs.outlasts(first, taken)
+        wake = jnp.where(passes, runs.next_copy(first), first)
+    return jnp.minimum(wake, event.tiers.next_plan())
+
+
+def passed_copies(event: Event, ends: Int[Array, " k"]) -> Float[Array, ""]:
+    """Blocks x us that were free in the run that ends now, since the end of a copy that it passed over."""
+    runs, now = event.runs, event.now
+    first = runs.next_copy()
+    seen = earliest((ends >= first) & (ends <= now), ends)  # the call that would have found it
+    blocks = runs.ending_blocks(first)
+    return jnp.where(seen < now, blocks, 0).astype(jnp.float32) * jnp.maximum(now - seen, 0).astype(jnp.float32)
 
 
 def idle_wake(event: Event) -> Int[Array, ""]:

@@ -20,17 +20,17 @@ from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import EPOCH_US
-from jaxsched.sim.kv.base import Hit, KvCache, Pin
+from jaxsched.sim.kv.base import Hit, Pin
+from jaxsched.sim.kv.copying import NO_COPY, NOBODY, UNUSED, RunsInCopy
 from jaxsched.sim.oldest import take_oldest
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
-from jaxsched.sim.rows import earliest, latest, matches, read_row, write_row
+from jaxsched.sim.rows import earliest, matches, read_row, write_row
 from jaxsched.sim.static import SimStatic
 
 Rows = Sequence[Array] | Array  # a row of each field
 
-UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
-NOBODY = -2  # a row of the workload that no turn has, nor -1
+
 #: Rows of `runs`.
 CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
 #: ... and with memory tiers: end of the copy that needs the run (relative to the epoch), 1 while it comes into HBM.
@@ -41,8 +41,6 @@ REGISTERED, OWN, GROUP, GROUP_BLOCKS = range(4)
 #: Columns of `scalars`.
 UNHASHED, DEBT, CLOCK, AHEAD = range(4)
 NUM_FIELDS, NUM_TIER_FIELDS, NUM_RANK_FIELDS = 9, 2, 3
-#: `COPYING` of a run that no copy needs.
-NO_COPY = -(2**31)
 #: Eviction key of pinned runs: behind all stamps, the latest program first.
 PINNED_KEY = 2**30
 MOST_PROGRAMS = 2**28
@@ -73,7 +71,7 @@ def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     )
 
 
-class RunTable(KvCache):
+class RunTable(RunsInCopy):
     """One instance's runs during a micro-step."""
 
     def __init__(self, static: SimStatic, requests: Requests, m: Array, runs: Rows, slots: Rows, scalars: Array):
@@ -123,7 +121,14 @@ class RunTable(KvCache):
 
     def settle(self) -> None:
         """Evict from the ends of the longest released runs; of pinned ones last, the latest program first."""
-        used, owed = self.chain != UNUSED, self.debt
+        key, length = self._eviction()
+        self.high = self.high - take_oldest(key, length, self.debt)
+        self.debt = jnp.zeros_like(self.debt)
+        self._drop_empty()
+
+    def _eviction(self) -> tuple[Int[Array, " r"], Int[Array, " r"]]:
+        """Place of each run in the order of eviction, and how many of its blocks can be evicted."""
+        used = self.chain != UNUSED
         if self._static.tiered:
             used &= self.copying == NO_COPY
         length = jnp.where(used, self.high - self.low, 0)
@@ -133,9 +138,7 @@ class RunTable(KvCache):
             key = jnp.where(self.next >= 0, last, key)
         elif self._static.pins:
             key = jnp.where(self.pinned > 0, PINNED_KEY + MOST_PROGRAMS - self.program, key)
-        self.high = self.high - take_oldest(key, length, owed)
-        self.debt = jnp.zeros_like(owed)
-        self._drop_empty()
+        return key, length
 
     # -- pins ----------------------------------------------------------------------------------------------------------
 
@@ -182,35 +185,7 @@ class RunTable(KvCache):
         """Whether the context of each of these turns is pinned here."""
         return matches(rows, jnp.where(self.pinned > 0, self.next, NOBODY))
 
-    # -- copies under way (sim/tiers.py) -------------------------------------------------------------------------------
-
-    @property
-    def in_copy(self) -> Bool[Array, " r"]:
-        """Runs that a copy needs: their blocks are not free until it ends."""
-        return (self.chain != UNUSED) & (self.copying != NO_COPY)
-
-    def end_copies(self, ended: Bool[Array, " r"]) -> Int[Array, ""]:
-        """These copies are over (debts are paid): returns how many blocks are free now."""
-        ended &= self.in_copy
-        self.copying = jnp.where(ended, NO_COPY, self.copying)
-        self.loading = jnp.where(ended, 0, self.loading)
-        return jnp.sum(jnp.where(ended, self.high - self.low, 0))
-
-    def last_copy(self) -> Int[Array, ""]:
-        """End of the last copy under way."""
-        return latest(self.in_copy, self.copying)
-
-    def next_copy(self) -> Int[Array, ""]:
-        """End of the next copy under way; `NEVER_US` if there is none."""
-        return earliest(self.in_copy, self.copying)
-
-    def leaving_blocks(self) -> Int[Array, ""]:
-        """Blocks that will be free when the copies out of HBM have ended."""
-        return jnp.sum(jnp.where(self.in_copy & (self.loading == 0), self.high - self.low, 0))
-
-    def is_loading(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
-        """Whether the context of each of these turns is on its way into HBM."""
-        return matches(rows, jnp.where(self.in_copy & (self.loading > 0), self.next, NOBODY))
+    # -- copies under way: also sim/kv/copying.py ----------------------------------------------------------------------
 
     def own_run(self, slot: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """Chain, first block and end of what `release` of a slot would let go of the own chain."""
