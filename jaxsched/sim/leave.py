@@ -129,7 +129,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
             gone_order = jnp.where(was_running, EMPTY, DEAD)
     pin = _pin(event, slot, column, is_finish)
     copies = is_finish & (pin.copy if pin is not None else False)
-    inst.free = inst.free + offload.release(event, slot, was_running, held, pin, copies)
+    inst.free = inst.free + offload.leave(event, slot, was_running, held, pin, jnp.bool_(copies))
     inst.running = inst.running - was_running
     event.drop_work(here, prompt, column)
     scheduled = event.at(slots.computed, slot) + column[Col.LOST_TOKENS]
@@ -164,8 +164,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         lengths = learn_length(event.state.lengths, event.m, column[Col.OUTPUT], is_finish)
         event.state = event.state.replace(lengths=lengths)
     pause_program(event, column, is_finish)
-    # (With memory tiers what leaves does so at the end of the micro-step, before anything else is looked at.)
-    return active & (num_finished_or_expired > (0 if static.tiered else 1))
+    return active & (num_finished_or_expired > 1)
 
 
 def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> Pin | None:

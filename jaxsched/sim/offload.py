@@ -1,7 +1,8 @@
 """Where an event touches the memory tiers (docs/semantics.md, section 10); only compiled where `static.tiered`.
 
-A micro-step lets at most one request leave HBM or brings at most one in, never both. Both are noted where they are
-decided and done once, at the end of the micro-step (`finish`): what they do is large, and compiled once this way.
+A request that has finished leaves HBM at once, before anything is scheduled (`leave`). After that a micro-step preempts
+at most one request or brings at most one in, never both. Both are noted where they are decided and done once, at the
+end of the micro-step (`finish`): what they do is large, and compiled once this way.
 """
 
 from __future__ import annotations
@@ -73,6 +74,35 @@ def wait_for_copies(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     return waits
 
 
+def leave(
+    event: Event, slot: Array, active: Bool[Array, ""], held: Array, pin: Pin | None, copies: Bool[Array, ""]
+) -> Int[Array, ""]:
+    """`KvCache.release` of a request that has finished; with tiers, if `copies`, after a copy to the host is booked.
+
+    Returns how many blocks became free.
+    """
+    if not event.static.tiered:
+        return event.kv.release(slot, active, held, pin)
+    event.runs.settle()
+    return _let_go(event, Release(slot, active, held, pin or _no_pin(), copies), None)
+
+
+def _let_go(event: Event, gone: Release, load: Load | None) -> Int[Array, ""]:
+    """Book the transfer, release the blocks. Returns how many became free."""
+    runs, tiers = event.runs, event.tiers
+    chain, low, high = runs.own_run(gone.slot)
+    copies = CopyOut(gone.active & gone.copies & (high > low), chain, low, high)
+    tiers.transfer(copies, load, event.now)
+    ready = tiers.ready_of(chain)
+    until = jnp.where(ready > event.now, ready, NO_COPY)
+    return runs.release(gone.slot, gone.active, gone.held, gone.pin, until)
+
+
+def _no_pin() -> Pin:
+    none = jnp.int32(-1)
+    return Pin(none, jnp.int32(0), none, jnp.int32(0))
+
+
 def release(
     event: Event, slot: Array, active: Bool[Array, ""], held: Array, pin: Pin | None, copies: Array
 ) -> Int[Array, ""] | int:
@@ -82,9 +112,7 @@ def release(
     """
     if not event.static.tiered:
         return event.kv.release(slot, active, held, pin)
-    none = jnp.int32(-1)
-    pin = pin or Pin(none, jnp.int32(0), none, jnp.int32(0))
-    event.releases.append(Release(slot, active, held, pin, copies))
+    event.releases.append(Release(slot, active, held, pin or _no_pin(), copies))
     return 0
 
 
@@ -142,13 +170,8 @@ def finish(event: Event) -> None:
     waits = jnp.broadcast_to(event.waits_for_copies, runs.copying.shape)
     event.inst.free = event.inst.free + runs.end_copies(waits)
 
-    gone = _the_active(event.releases)
-    chain, low, high = runs.own_run(gone.slot)
-    copies = CopyOut(gone.active & gone.copies & (high > low), chain, low, high)
-    tiers.transfer(copies, Load(load.active, own, group_blocks, load.cached.blocks, load.found), event.now)
-    ready = tiers.ready_of(chain)
-    until = jnp.where(ready > event.now, ready, NO_COPY)
-    event.inst.free = event.inst.free + runs.release(gone.slot, gone.active, gone.held, gone.pin, until)
+    brought = Load(load.active, own, group_blocks, load.cached.blocks, load.found)
+    event.inst.free = event.inst.free + _let_go(event, _the_active(event.releases), brought)
     runs.end_load(comes, load.pinned, load.row, load.cached, load.found.blocks, load.found.end)
     for name, amount in tiers.counts.items():
         event.tally.count(_COUNTS[name], amount)

@@ -216,13 +216,17 @@ class Tiers:
         """The next step starts no earlier."""
         self.stall = jnp.where(active, jnp.maximum(self.stall, time), self.stall)
 
-    def transfer(self, copies: CopyOut, load: Load, now: Array) -> None:
-        """Book a copy out of HBM or a load into it (at most one of them is active).
+    def transfer(self, copies: CopyOut, load: Load | None, now: Array) -> None:
+        """Book a copy out of HBM or a load into it (at most one of them is active; None: there is nothing to load).
 
         Out: what the host lacks of the context, as far as it has room; then what it holds and the remote pool lacks.
         In: as `find` found; what comes from the remote pool stays on the host, if it has room and no gap.
         """
-        p, found, host = self.params, load.found, self.host
+        p, host = self.params, self.host
+        if load is None:
+            none: Array = jnp.int32(0)
+            load = Load(jnp.bool_(False), none, none, none, Found(none, none, none, none))
+        found = load.found
         loads = load.active & (found.blocks > 0)
         chain, low = jnp.where(loads, load.chain, copies.chain), jnp.where(loads, load.low, copies.low)
         have = jnp.maximum(host.find(chain)[0], low)
@@ -247,7 +251,7 @@ class Tiers:
             written = have + jnp.where(made, add, 0)  # what the host holds now
             readable = jnp.where(made, end, host.find(chain)[1])
             self._transfer_remote(copies.active, loads, chain, low, written, readable, found, now)
-        host.read(loads, chain, found.end, p.keep_copy)
+        host.read(loads, chain, found.end, p.keep_copy)  # (XLA drops what can only be false)
 
     def _transfer_remote(
         self, copies: Array, loads: Array, chain: Array, low: Array, high: Array, ready: Array, found: Found, now: Array
