@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.oldest import take_oldest
+from jaxsched.sim.oldest import take_oldest_runs
 
 #: Chain of an unused entry, and of a copy that nobody will read again (dropped once no transfer needs it).
 UNUSED, DISCARDED = -1, -2
@@ -70,7 +70,7 @@ class Copies:
         mine = self.chain == chain
         owed = jnp.maximum(add - (self.capacity - jnp.sum(self._length)), 0)
         droppable = (self.chain != UNUSED) & ~mine & (self.busy <= now)
-        self.high = self.high - take_oldest(self.stamp, jnp.where(droppable, self._length, 0), owed)
+        self.high = self.high - take_oldest_runs(self.stamp, jnp.where(droppable, self._length, 0), owed)
         self.chain = jnp.where(self.high > self.low, self.chain, UNUSED)
 
         index = jnp.arange(mine.shape[0], dtype=jnp.int32)

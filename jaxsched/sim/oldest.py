@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxsched.sim.clock import NEVER_US
+from jaxsched.sim.rows import earliest
+
 
 def take_oldest(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""]) -> Int[Array, " e"]:
     """Blocks to drop from each entry so that `owed` are dropped in all, smallest keys first.
@@ -32,3 +35,20 @@ def take_oldest(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array
     rest = owed - jnp.sum(jnp.where(whole, length, 0))
     at = there & (key == threshold)
     return jnp.where(owed > 0, jnp.where(whole, length, jnp.where(at, jnp.minimum(rest, length), 0)), 0)
+
+
+def take_oldest_runs(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""]) -> Int[Array, " e"]:
+    """`take_oldest` where few entries are touched (each holds many blocks): entry by entry, not by bisection."""
+
+    def owes(left: tuple[Array, Array]) -> Array:
+        return left[1] > 0
+
+    def take(left: tuple[Array, Array]) -> tuple[Array, Array]:
+        blocks, owed = left
+        oldest = earliest(blocks > 0, key)
+        here = (blocks > 0) & (key == oldest)
+        taken = jnp.where(here, jnp.minimum(blocks, owed), 0)
+        return blocks - taken, jnp.where(oldest == NEVER_US, 0, owed - jnp.sum(taken))
+
+    blocks, _ = jax.lax.while_loop(owes, take, (length, owed))
+    return length - blocks

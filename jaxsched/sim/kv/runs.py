@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int
 from jaxsched.sim.clock import EPOCH_US
 from jaxsched.sim.kv.base import Hit, Pin
 from jaxsched.sim.kv.copying import NO_COPY, NOBODY, UNUSED, RunsInCopy
-from jaxsched.sim.oldest import take_oldest
+from jaxsched.sim.oldest import take_oldest_runs
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.rows import earliest, matches, read_row, write_row
@@ -122,7 +122,7 @@ class RunTable(RunsInCopy):
     def settle(self) -> None:
         """Evict from the ends of the longest released runs; of pinned ones last, the latest program first."""
         key, length = self._eviction()
-        self.high = self.high - take_oldest(key, length, self.debt)
+        self.high = self.high - take_oldest_runs(key, length, self.debt)
         self.debt = jnp.zeros_like(self.debt)
         self._drop_empty()
 
