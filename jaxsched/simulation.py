@@ -243,7 +243,7 @@ def _snapshot(state: State) -> dict[str, jax.Array]:
         "now": state.now,
         "arrived": counts[Count.ARRIVED],
         "finished": counts[Count.FINISHED],
-        "gone": sum(counts[which] for which in GONE),
+        "gone": jnp.sum(counts[jnp.asarray(GONE)]),
         "begun": state.arrivals,
         "done": counts[Count.PROGRAMS_DONE],
         "running": rows[_ROWS["running"]],

@@ -11,7 +11,8 @@ MOST_PROMPT, MOST_OUTPUT = 2**17, 2**15
 
 
 def _limits(config: EngineConfig, request: Request) -> tuple[int, int, int]:
-    return config.limits_us[request.klass] if request.klass < len(config.limits_us) else (NO_LIMIT,) * 3
+    none = (NO_LIMIT, NO_LIMIT, NO_LIMIT)
+    return config.limits_us[request.klass] if request.klass < len(config.limits_us) else none
 
 
 def first_token(config: EngineConfig, request: Request) -> int:

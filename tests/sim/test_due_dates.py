@@ -52,9 +52,9 @@ def test_every_record_equals_the_reference(variant: Variant, full_size: bool) ->
 JOBS = 7
 
 
-def _single_machine(name: str, jobs: list[list[tuple[int, int]]], **params: int) -> np.ndarray:
+def _single_machine(name: str, jobs: list[list[tuple[int, int]]]) -> np.ndarray:
     """Finish ticks ``[instances, jobs]`` of sets of (length, due date) under a policy of the catalogue."""
-    policy = policies.compose(name, max_num_seqs=1, prompt_us=0, output_us=1024, **params)
+    policy = policies.compose(name, max_num_seqs=1, prompt_us=0, output_us=1024)
     static = make_static(
         policy, num_instances=1, num_slots=JOBS, queue_capacity=16, num_classes=JOBS, usable_blocks=64, record=True
     )
