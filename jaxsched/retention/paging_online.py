@@ -2,7 +2,7 @@
 
 A *discard bit* of a request is 1 if MIN would evict its page before the page's next request; a *phase bit* is 1 if the
 page is not requested in the next k-phase (phases: maximal runs of requests of at most k distinct pages). With eta0
-wrong zeros and eta1 wrong ones the rules cost at most (Antoniadis et al., "Paging with succinct predictions", ICML 2023):
+wrong zeros and eta1 wrong ones the rules cost at most (Antoniadis et al., Paging with succinct predictions, ICML 2023):
 
 | rule | bit | cost, up to a constant |
 | --- | --- | --- |
