@@ -120,19 +120,19 @@ def queue_view(event: Event) -> QueueView:
 
 
 def _due(event: Event) -> DueView:
-    slots, columns, params = event.slots, event.columns(), event.params
-    klass = columns[:, Col.KLASS]
+    slots, column_of, params = event.slots, event.column_of, event.params
+    klass = column_of(Col.KLASS)
     assert params.scheduler.work is not None
     return due_view(
         params.scheduler.work,
         limits_us=(params.slo_ttft_us[klass], params.slo_tpot_us[klass], params.slo_e2e_us[klass]),
-        arrival=(columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
+        arrival=(column_of(Col.ARRIVAL_EPOCH), column_of(Col.ARRIVAL_US)),
         epoch=event.state.epoch,
         now_us=event.now,
         known_tokens=slots.known,
         computed_tokens=slots.computed + jnp.abs(slots.chunk),
         prompt_tokens=slots.prompt,
-        predicted_tokens=columns[:, Col.PREDICTED],
+        predicted_tokens=column_of(Col.PREDICTED),
     )
 
 
