@@ -14,7 +14,7 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.retain import saturated_us
 from jaxsched.sim.routing import add_recent, bucket_now, count_waiting, recent_tokens
-from jaxsched.sim.rows import earliest, value_at
+from jaxsched.sim.rows import BEYOND, earliest, known_time, value_at
 from jaxsched.sim.state import Count, Fate, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.views import RouterView
@@ -108,12 +108,14 @@ def next_input_time(static: SimStatic, requests: Requests, state: State) -> tupl
 
 def next_return(state: State) -> jax.Array:
     """Time of the earliest return, relative to the epoch."""
-    return jnp.min(_return_times(state))
+    return known_time(jnp.min(_return_times(state)))
 
 
 def _return_times(state: State) -> jax.Array:
-    times = relative_us(state.paused.epoch, state.paused.us, state.epoch)
-    return jnp.where(state.paused.request >= 0, times, NEVER_US)
+    """Of each paused program; `rows.BEYOND` where there is none, or not in this epoch or the next."""
+    ahead = state.paused.epoch - state.epoch
+    near = jnp.clip(ahead, -2, 1) * EPOCH_US + state.paused.us
+    return jnp.where((state.paused.request >= 0) & (ahead < 2), near, BEYOND)
 
 
 def next_view_tick(static: SimStatic, state: State) -> jax.Array:

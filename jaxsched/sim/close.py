@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.metrics.histogram import bin_end_us, bin_of
 from jaxsched.sim import offload
 from jaxsched.sim.clock import NEVER_US
-from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
-from jaxsched.sim.leave import RUN_BINS, add_area, gap_bins
+from jaxsched.sim.event import Event, count, set_where, slot_with
+from jaxsched.sim.leave import RUN_BINS, add_area
 from jaxsched.sim.rows import earliest
 from jaxsched.sim.state import Col, Count, Flag, Hist
 from jaxsched.timing.step_time import constant_us, context_us
@@ -79,8 +80,9 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         event.tally.count(Count.STALL_US, jnp.where(formed, start - event.now, 0))
     ends = start + jnp.cumsum(durations)
     if k > 1:  # the gaps of a run lie in few bins
-        bins = gap_bins(durations[1:])
-        longest = jnp.minimum(longest, 1 + first_slot((bins < bins[0]) | (bins >= bins[0] + RUN_BINS)))
+        gaps = durations[1:].astype(jnp.float32)
+        limit = bin_end_us(bin_of(gaps[0]) + (RUN_BINS - 1))
+        longest = jnp.minimum(longest, 1 + jnp.sum((gaps < limit).astype(jnp.int32)))
     if static.retains and k > 1:  # ... nor begins after the end of one
         expiry = event.runs.next_expiry(*event.stamp(event.now))
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)

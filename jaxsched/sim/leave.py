@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsched.metrics.histogram import NUM_BINS, bin_of
+from jaxsched.metrics.histogram import NUM_BINS, bin_end_us, bin_of
 from jaxsched.sim import offload
 from jaxsched.sim.admit import learn_length
 from jaxsched.sim.clock import add_us, relative_us
@@ -21,7 +21,7 @@ from jaxsched.sim.tiers import transfer_us
 
 #: Gaps of a run lie in so many neighbouring bins: a run ends before one that does not (each step's context is longer
 #: than that of the one before, so gaps grow, by some percent in a long run; a bin is 1.6 to 3.1 % wide).
-RUN_BINS = 6
+RUN_BINS = 4
 
 
 def book_run(event: Event, begin: Bool[Array, ""]) -> None:
@@ -57,9 +57,10 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     event.tally.observe(Hist.TBT, 0, first, jnp.where(ended & (ends[0] <= now), inst.bulk, 0))
     if static.run_steps > 1:
         gaps = ends[1:] - ends[:-1]
-        bins = gap_bins(gaps)
-        near = bins[0] + jnp.arange(RUN_BINS, dtype=jnp.int32)
-        steps = jnp.sum((done[1:] & (bins == near[:, None])).astype(jnp.int32), axis=1)
+        values = gaps.astype(jnp.float32)
+        near = bin_of(jnp.maximum(values[0], 0.0)) + jnp.arange(RUN_BINS, dtype=jnp.int32)
+        below = jnp.sum((done[1:] & (values < bin_end_us(near)[:, None])).astype(jnp.int32), axis=1)
+        steps = jnp.diff(below, prepend=0)
         event.tally.observe_bins(Hist.TBT, 0, jnp.minimum(near, NUM_BINS - 1), steps * inst.emits)
     if event.late is not None and static.run_steps > 1:  # the first gap of a run was noted when it was formed
         event.note_gap(emit, jnp.max(jnp.where(done[1:], gaps, 0)))
@@ -72,11 +73,6 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     if static.tiered and static.run_steps > 1:
         passed = jnp.where(ended, offload.passed_copies(event, ends), 0.0)
     add_area(event, busy, grown, passed)
-
-
-def gap_bins(gaps_us: Int[Array, " n"]) -> Int[Array, " n"]:
-    """Bins of gaps between tokens."""
-    return bin_of(jnp.maximum(gaps_us, 0).astype(jnp.float32))
 
 
 def add_area(

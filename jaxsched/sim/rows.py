@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int
 from jaxsched.sim.clock import NEVER_US
 
 #: Stands for elements that do not count: no time or number of ours lies beyond it, but for `NEVER_US`.
-_BEYOND = NEVER_US - 1
+BEYOND = NEVER_US - 1
 #: The earliest value of an int32.
 LOWEST = -(2**31)
 
@@ -50,8 +50,12 @@ def value_at(column: Int[Array, " n"], index: Int[Array, ""]) -> Int[Array, ""]:
 
 def earliest(mask: Bool[Array, " n"], value: Int[Array, " n"]) -> Int[Array, ""]:
     """The smallest of the values in `mask`; `NEVER_US` if there is none. (2^31 - 2 counts as `NEVER_US`.)"""
-    found = jnp.min(jnp.where(mask, value, _BEYOND))
-    return jnp.where(found == _BEYOND, NEVER_US, found)
+    return known_time(jnp.min(jnp.where(mask, value, BEYOND)))
+
+
+def known_time(found: Int[Array, ""]) -> Int[Array, ""]:
+    """A minimum over elements of which those that do not count are `BEYOND`; `NEVER_US` if none does."""
+    return jnp.where(found == BEYOND, NEVER_US, found)
 
 
 def latest(mask: Bool[Array, " n"], value: Int[Array, " n"]) -> Int[Array, ""]:

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsched.metrics.histogram import NUM_BINS, bin_of
+from jaxsched.metrics.histogram import NUM_BINS, bin_end_us, bin_of
 from jaxsched.sim.clock import NEVER_US
-from jaxsched.sim.leave import RUN_BINS, gap_bins
 from jaxsched.sim.oldest import take_oldest, take_oldest_runs
 from jaxsched.sim.rows import LOWEST, earliest, latest, matches, read_row, write_row
 
@@ -49,7 +48,8 @@ def test_evicting_entry_by_entry_takes_the_same_blocks() -> None:
     assert (take_oldest_runs(keys[0], lengths[0], jnp.int32(10_000)) == lengths[0]).all()
 
 
-def test_gaps_are_binned_as_observations_are() -> None:
-    gaps = jnp.asarray([-5, 0, 1, 127, 128, 40_000, 40_500, 2**30], jnp.int32)
-    np.testing.assert_array_equal(gap_bins(gaps), bin_of(jnp.maximum(gaps, 0).astype(jnp.float32)))
-    assert 1 < RUN_BINS < NUM_BINS
+def test_a_value_is_below_the_end_of_a_bin_if_it_is_in_it_or_an_earlier_one() -> None:
+    values = jnp.asarray([0, 1, 127, 128, 131, 132, 40_000, 40_500, 2**24 + 1, 2**30 - 1, 2**31 - 1], jnp.float32)
+    bins = jnp.arange(NUM_BINS + 3, dtype=jnp.int32)
+    below = values[:, None] < bin_end_us(bins)[None, :]
+    np.testing.assert_array_equal(below, bin_of(values)[:, None] <= bins[None, :])
