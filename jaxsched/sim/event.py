@@ -69,7 +69,7 @@ class Tally:
     """Collects histogram entries and counter increments of a micro-step and books them at once."""
 
     def __init__(self, static: SimStatic):
-        self._num_classes = static.num_classes
+        self._num_classes, self._histograms = static.num_classes, static.histograms
         self._index: list[jax.Array] = []
         self._weight: list[jax.Array] = []
         self._counts: dict[Count, jax.Array] = {}
@@ -95,8 +95,10 @@ class Tally:
 
     def book(self, metrics: Metrics) -> Metrics:
         """One scatter for all histogram entries, one vector add for all counters."""
-        index, weight = jnp.concatenate(self._index), jnp.concatenate(self._weight)
-        histograms = metrics.histograms.at[index].add(weight, mode="promise_in_bounds")
+        histograms = metrics.histograms
+        if self._histograms:
+            index, weight = jnp.concatenate(self._index), jnp.concatenate(self._weight)
+            histograms = histograms.at[index].add(weight, mode="promise_in_bounds")
         zero: jax.Array = jnp.int32(0)
         increments = jnp.stack([self._counts.get(which, zero) for which in Count])
         return metrics.replace(histograms=histograms, counts=metrics.counts + increments)

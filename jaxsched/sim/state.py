@@ -343,7 +343,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         churned=zeros(),
         flags=zeros(),
         metrics=Metrics(
-            histograms=zeros(static.num_classes * len(Hist) * NUM_BINS),
+            histograms=zeros(static.num_classes * len(Hist) * NUM_BINS if static.histograms else 0),
             counts=zeros(len(Count)),
             counts_high=zeros(len(Count)),
             class_finished=zeros(static.num_classes),

@@ -94,6 +94,7 @@ class SimStatic:
     delayed_cache: bool = False  # the view "cache" is that of the last cache tick
     record_entries: int = 0  # of the view "record": chains and groups, or block ids, that the workload has
     record: bool = False  # keep every request's life in the state
+    histograms: bool = True  # keep histograms of times in the state (False: environments, which read counters only)
     trace: bool = False  # emit every step's decisions (needs max_run_steps = 1)
     event_after_return: bool = True  # a micro-step that takes a return may take the event after it (False: envs)
     stall_limit: int = 4096  # micro-steps at one instant, or preemptions without a token, that stop the lane (LIVELOCK)
