@@ -5,7 +5,6 @@ context stays exactly until the return where the reload it saves is worth its me
 `belady` (a retention rule: ``vllm+belady``): nothing is pinned, and what is evicted is the end of the context whose
 program returns last, after what no program waits for: Belady's MIN (1966) on the leaves of the chains
 (`retention/paging.py`, `belady_leaf`) with the true pauses. Prefixes of groups go before contexts, by release.
-Faithful: the rules they are named after. Simplified: blocks and costs are unequal here, so none of them is optimal.
 `srpt_program`: turns by the engine work that is left of their program, least first (Schrage 1968 on programs), a
 context that is not kept counted as work to do again. Preempted turns come first, then (`pinned_first` 1) those whose
 context is kept, for the same reason as in Continuum. Nobody is displaced.
@@ -14,6 +13,8 @@ are never all there at once.
 
 ``get("srpt_program+clair+gate")`` and ``get("srpt_program+clair+peak")`` are the best of the regime study
 (docs/retention.md): heuristics with hindsight, not optima. Work is that of tokens in a batch (jaxsched/foresight.py).
+
+Faithful: the rules they are named after. Simplified: blocks and costs are unequal here, so none of them is optimal.
 """
 
 from __future__ import annotations
