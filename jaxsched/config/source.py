@@ -130,7 +130,7 @@ PATH_KEYS: tuple[DataPath, ...] = (("workload", "path"), ("timing", "path"))
 KINDS = ("timing", "algo")
 
 #: Settings that belong to one workload source and mean nothing for another.
-_SOURCE_SETTINGS = ("preset", "path", "format", "options", "rate_per_s", "slice_s")
+_SOURCE_SETTINGS = ("preset", "tenants", "path", "format", "options", "rate_per_s", "slice_s")
 
 
 def normalise(layer: Layer, folder: Path) -> Layer:

@@ -1,15 +1,15 @@
 """Weighted fair queueing by virtual finish time, tenant first, then program (UWFQ-like), on the V1 engine.
 
-Classic rule (Demers et al., 1989; Parekh and Gallager, 1993): a fluid server shares its capacity among the tenants with
-work, by weight; its virtual time V advances by service over the sum of the weights of those tenants; a request's tag is
-the virtual time at which the fluid server would finish it; the smallest tag goes next, and keeps it.
-UWFQ ("Balancing fairness and performance in multi-user Spark workloads", arXiv 2510.15485) adds a second level: inside a
-tenant its programs share what it gets, so a small program is not stuck behind the tenant's own big one. Here: cost C =
-``input_price`` * prompt + ``output_price`` * predicted output, over the tenant's weight; F = virtual time at which all
-work of the tenant is done; F = max(F, V) + C; tag = min(F, V + n C) with n programs of the tenant at the instance.
-Simplified: formulas rebuilt from the abstract (they were not available), so "UWFQ-like"; V advances by what the real
-engine served; no splitting of requests (chunked prefill is the engine's); tags are given at arrival and not corrected
-when a prediction turns out wrong; a program's turns are requests of their own.
+Self-clocked rule (Golestani, INFOCOM 1994; the fluid model is that of Demers et al., 1989): a request's tag is the
+virtual time at which a fluid server, shared among the tenants by weight, would finish it; the smallest tag goes next;
+the virtual time V is the largest tag admitted so far.
+UWFQ ("Balancing fairness and performance in multi-user Spark workloads", arXiv 2510.15485) adds a second level: inside
+a tenant its programs share what it gets, so a small program is not stuck behind the tenant's own big one. Here: cost
+C = ``input_price`` * prompt + ``output_price`` * predicted output, over the tenant's weight; F = virtual time at which
+all work of the tenant is done, F = max(F, V) + C; tag = min(F, V + n C) with n programs of the tenant at the instance.
+Simplified: formulas rebuilt from the abstract (they were not available), so "UWFQ-like"; no simulated fluid server; no
+splitting of requests (chunked prefill is the engine's); tags are given at arrival and not corrected when a prediction
+turns out wrong; a program's turns are requests of their own.
 """
 
 from __future__ import annotations
@@ -18,42 +18,32 @@ import jax.numpy as jnp
 
 from jaxsched.policies.base import Scheduler
 from jaxsched.policies.vtc import ORDER_PARAMS, is_tenant, prices
-from jaxsched.sim.fair import UNIT, Account, FairRule, Params, Queues, Served, Who
+from jaxsched.sim.fair import Account, FairRule, Params, Queues, Who
 from jaxsched.sim.static import SchedulerSpec
 from jaxsched.sim.views import QueueView
 
-SOURCE = "Demers et al., 1989; UWFQ, arXiv 2510.15485 (user then job)"
-
-
-def _advanced(params: Params, account: Account, tokens) -> Account:
-    """V after so many weighted tokens of service; account = [V, F of every tenant]."""
-    now, finish = account[0], account[1:]
-    busy = jnp.sum(jnp.where(finish > now, params[1].weight, 0)).astype(jnp.float32)
-    step = tokens.astype(jnp.float32) * jnp.where(busy > 0, float(UNIT * UNIT) / jnp.maximum(busy, 1.0), 0.0)
-    # No further than the last fluid finish: nobody is there to be served then.
-    now = jnp.minimum(now + jnp.round(step).astype(jnp.int32), jnp.maximum(jnp.max(finish), now))
-    return jnp.concatenate([now[None], finish])
+SOURCE = "Golestani, INFOCOM 1994; UWFQ, arXiv 2510.15485 (user then job)"
+#: Costs saturate here: tags stay far inside int32.
+_LARGEST = 2**29
 
 
 def _enter(params: Params, account: Account, who: Who, queues: Queues):
+    """account = [V, F of every tenant]."""
     now, finish = account[0], account[1:]
     mine = is_tenant(finish.shape[0], who.tenant)
     price_in, price_out = prices(params)
     cost = jnp.sum(jnp.where(mine, who.prompt_tokens * price_in + who.predicted_tokens * price_out, 0))
+    cost = jnp.minimum(cost, _LARGEST)
     programs = jnp.sum(jnp.where(mine, queues.present, 0))
     finish = jnp.where(mine, jnp.maximum(finish, now) + cost, finish)
     alone = jnp.sum(jnp.where(mine, finish, 0))
-    shared = now + jnp.minimum(programs.astype(jnp.float32) * cost.astype(jnp.float32), 2.0**30).astype(jnp.int32)
+    shared = now + jnp.where(cost > _LARGEST // jnp.maximum(programs, 1), _LARGEST, programs * cost)
     return jnp.concatenate([now[None], finish]), jnp.minimum(alone, shared)
 
 
 def _admit(params: Params, account: Account, who: Who, queues: Queues) -> Account:
-    del queues
-    return _advanced(params, account, who.prompt_tokens * params[0][0])
-
-
-def _serve(params: Params, account: Account, served: Served) -> Account:
-    return _advanced(params, account, jnp.sum(served.outputs) * params[0][1])
+    del params, queues
+    return account.at[0].max(who.tag)
 
 
 def virtual_finish(params, view: QueueView):
@@ -67,7 +57,6 @@ TAGS = FairRule(
     lambda tenants: 1 + tenants,
     _enter,
     _admit,
-    _serve,
     rebase=lambda account: (jnp.full_like(account, account[0]), account[0]),
 )
 WFQ = Scheduler(

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxsched.metrics.histogram import NUM_BINS, bin_of
-from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim import ledger as books
+from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.fair import FairRow, Served, Who, by_tenant
 from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
@@ -286,7 +286,9 @@ class Event:
     def _who(self, slot: jax.Array, column: jax.Array) -> tuple:
         """The request of a slot, and the tenants and states of all slots, as rules of fairness see them."""
         prompt, order = self.at(self.slots.prompt, slot), self.slots.order
-        who = Who(column[Col.KLASS], prompt, column[Col.PREDICTED], self.at(self.slots.known, slot) - prompt)
+        outputs = self.at(self.slots.known, slot) - prompt
+        tag = jnp.int32(0) if self.fair is None else self.at(self.fair.tag, slot)
+        who = Who(column[Col.KLASS], prompt, column[Col.PREDICTED], outputs, tag)
         return who, self.columns()[:, Col.KLASS], order == WAITING, order != EMPTY
 
     def enter_account(self, slot: jax.Array, active: jax.Array, column: jax.Array) -> None:

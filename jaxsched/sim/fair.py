@@ -49,6 +49,7 @@ class Who(NamedTuple):
     prompt_tokens: Int[Array, ""]
     predicted_tokens: Int[Array, ""]
     output_tokens: Int[Array, ""]  # generated so far: all of them when it finishes
+    tag: Int[Array, ""]  # that it has (0 when it comes)
 
 
 class Served(NamedTuple):
@@ -145,9 +146,7 @@ class FairRow:
         """It comes into the view of the scheduler (`tenants`, `waiting`, `present`: of every slot)."""
         if self._rule.enter is None:
             return
-        account, tag = self._rule.enter(
-            self._params, self.account, who, self._queues(slot, tenants, waiting, present)
-        )
+        account, tag = self._rule.enter(self._params, self.account, who, self._queues(slot, tenants, waiting, present))
         self._update(active, account)
         self._set_tag(slot, active, tag)
 

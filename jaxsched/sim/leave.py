@@ -128,7 +128,8 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         event.service.finish(slot, is_finish, program, (column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US]))
     if event.fair is not None:
         output = column[Col.OUTPUT]
-        event.fair.finish(is_finish, Who(column[Col.KLASS], prompt, column[Col.PREDICTED], output))
+        who = Who(column[Col.KLASS], prompt, column[Col.PREDICTED], output, event.at(event.fair.tag, slot))
+        event.fair.finish(is_finish, who)
     event.tally.count(Count.TIMED_OUT, here & ~is_finish)
     event.record(
         column[Col.REQUEST],

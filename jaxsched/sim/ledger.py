@@ -1,11 +1,11 @@
 """Service of the tenants, for the metrics of fairness (docs/metrics.md): only where `SimStatic.tenants` asks for it.
 
-A tenant is a class (`Requests.klass`). Its service W is ``INPUT_PRICE`` per prompt token, booked when a request is first
-admitted, and ``OUTPUT_PRICE`` per token generated, booked at the end of its step (w_p = 1, w_q = 2 in Sheng et al.,
-"Fairness in Serving Large Language Models", OSDI 2024). A tenant is *backlogged* while any of its requests waits. For
-two tenants the ledger follows d = W_f / w_f - W_g / w_g from the moment at which both are backlogged; the gap is the
-largest difference between two values of d in one such period: the left side of the paper's theorem 4.4. Sampled at every
-event of an instance, before and after its admissions; between two samples d goes straight.
+A tenant is a class (`Requests.klass`). Its service W is ``INPUT_PRICE`` per prompt token, booked when a request is
+first admitted, and ``OUTPUT_PRICE`` per token generated, booked at the end of its step (w_p = 1, w_q = 2 in Sheng et
+al., "Fairness in Serving Large Language Models", OSDI 2024). A tenant is *backlogged* while any of its requests waits.
+For two tenants the ledger follows d = W_f / w_f - W_g / w_g from the moment at which both are backlogged; the gap is
+the largest difference between two values of d in one such period: the left side of the paper's theorem 4.4. Sampled at
+every event of an instance, before and after its admissions; between two samples d goes straight.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from jaxsched.sim.close import close_step, drain_token
 from jaxsched.sim.event import Event, Tally, apply_pending, first_slot
 from jaxsched.sim.fair import rebased
 from jaxsched.sim.kv.runs import COPYING
-from jaxsched.sim.ledger import folded
 from jaxsched.sim.leave import book_run, let_one_leave
+from jaxsched.sim.ledger import folded
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.running import running_pass

@@ -31,12 +31,17 @@ _FIRST_STREAM = 1000
 _ROWS = ("program", "next_turn", "chain")
 
 
+TenantSpec = RequestSpec | SessionSpec | MixedSessions
+#: The same as a tuple.
+SPECS = (RequestSpec, SessionSpec, MixedSessions)
+
+
 @dataclass(frozen=True)
 class TenantPart:
     """One tenant of a mixture."""
 
     name: str
-    spec: RequestSpec | SessionSpec | MixedSessions
+    spec: TenantSpec
     rate_per_s: float  # programs per second while it is there, at load 1
     begin: float = 0.0  # share of the episode at which it comes
     end: float = 1.0  # ... and goes
@@ -143,7 +148,7 @@ def _merged(tables: list[Requests], programs: list[int]) -> Requests:
     return Requests(num_programs=jnp.int32(total), **columns)
 
 
-def _num_groups(spec: RequestSpec | SessionSpec | MixedSessions) -> int:
+def _num_groups(spec: TenantSpec) -> int:
     """Shared prefixes that the programs of a specification can have."""
     if isinstance(spec, MixedSessions):
         return max(_num_groups(spec.short), _num_groups(spec.long))
