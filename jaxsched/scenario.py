@@ -308,6 +308,7 @@ def _mixture(config: ScenarioConfig) -> Preset:
     """The workload of several tenants."""
     from jaxsched.config import check_name
     from jaxsched.workloads import get_preset, list_presets
+    from jaxsched.workloads.renewal import RenewalSpec
     from jaxsched.workloads.tenants import SPECS, TenantMix, TenantPart
 
     parts = []
@@ -316,12 +317,13 @@ def _mixture(config: ScenarioConfig) -> Preset:
         name = str(tenant.preset or config.workload.preset)
         check_name(config, field, name, list(list_presets()), "workload preset")
         preset = get_preset(name).with_options(**tenant.options)
-        if not isinstance(preset.spec, SPECS):
+        spec = preset.spec.requests() if isinstance(preset.spec, RenewalSpec) else preset.spec
+        if not isinstance(spec, SPECS):
             raise UserError(
                 f"preset {name} cannot be one of several tenants", where=config.where(field),
-                expected="a preset of requests or of sessions (no graphs of turns, no queueing workload)",
+                expected="a preset of requests or of sessions (no graphs of turns)",
             )  # fmt: skip
-        parts.append(TenantPart(tenant.name, preset.spec, tenant.rate_per_s, tenant.begin, tenant.end))
+        parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end))
     mix = TenantMix(tuple(parts))
     names = ", ".join(part.name for part in parts)
     return Preset("tenants", f"tenants {names}", "configuration", mix, mix.rate_per_s)

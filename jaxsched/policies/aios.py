@@ -1,7 +1,8 @@
 """AIOS (Mei et al., "AIOS: LLM agent operating system", 2024): its two schedulers of LLM calls, on the V1 engine.
 
-`aios-fifo`: the queue is drained as one batch, and the next batch begins when all of it is done. Here a batch takes in
-those who come until its first token is out (AIOS wakes once a second to collect one).
+`aios-fifo`: calls are collected for a second, the queue is drained as one batch, and the next batch begins when all of
+it is done. Here a batch begins at once and takes in who comes until one of its calls has ``open_tokens`` tokens (32:
+about a second).
 `aios-rr`: calls take turns; a call that has been admitted for longer than ``slice_ms`` (1 s) yields to one that waits
 and goes to the back of the queue. Context switch: by text, what was generated is kept and prompt and outputs are
 computed again (the engine's preemption); with ``+offload`` and ``swap_on_preempt: 1`` by state, the KV goes to host
@@ -26,8 +27,7 @@ SOURCE = "Mei et al., AIOS: LLM agent operating system, 2024, and its public cod
 
 
 def _batch_is_open(params, view: AdmitView):
-    del params
-    return ~jnp.any(view.mask & ~view.candidate_mask & (view.generated_tokens > 0))
+    return ~jnp.any(view.mask & ~view.candidate_mask & (view.generated_tokens >= params[0].astype(jnp.int32)))
 
 
 def _at_the_back(params: Params, account: Account, who: Who, queues: Queues):
@@ -53,6 +53,7 @@ AIOS_FIFO = Scheduler(
     "AIOS: the queue is served batch by batch",
     SOURCE,
     defaults={"max_num_seqs": 8},
+    admit_params={"open_tokens": 32.0},
 )
 AIOS_RR = Scheduler(
     SchedulerSpec(
