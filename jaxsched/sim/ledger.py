@@ -10,11 +10,13 @@ every event of an instance, before and after its admissions; between two samples
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from jaxsched.sim.fair import FARTHEST, TenantParams
+from jaxsched.sim.fair import FARTHEST, UNIT, TenantParams
 
 INPUT_PRICE, OUTPUT_PRICE = 1, 2
 #: Rows of `LedgerState.pairs`: difference since both have been backlogged, its extremes, the largest range so far.
@@ -60,6 +62,11 @@ def sample(ledger: LedgerState, active: Array) -> LedgerState:
     high = jnp.where(both, jnp.maximum(ledger.pairs[HIGH], now), 0)
     gap = jnp.maximum(ledger.pairs[GAP], high - low)
     return ledger.replace(pairs=jnp.where(active, jnp.stack([now, low, high, gap]), ledger.pairs))
+
+
+def largest_gap(state: Any) -> Float[Array, ""]:
+    """Largest service gap of a lane so far, in weighted tokens."""
+    return jnp.max(state.ledger.pairs[GAP]).astype(jnp.float32) * (1.0 / UNIT)
 
 
 def folded(ledger: LedgerState) -> LedgerState:
