@@ -57,7 +57,8 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
             memory_in = jnp.int32(k)
         pure = (num_prefill == 0) & (state.preempted == 0) & (num_emit == num_decode)
         quiet = inst.waiting == 0
-        if not static.timeouts and not (static.scheduler.preemptive and not static.scheduler.static_keys):
+        moves = static.scheduler.preemptive and not static.scheduler.static_keys
+        if not (static.timeouts or static.scheduler.rejects_late or moves):
             quiet |= blocked
         if not static.scheduler.asynchronous and static.scheduler.family != "v0":
             pure &= num_decode == inst.running

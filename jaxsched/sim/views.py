@@ -8,6 +8,7 @@ from __future__ import annotations
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsched.sim.due import DueView
 from jaxsched.sim.fair import TenantParams
 
 
@@ -40,6 +41,7 @@ class QueueView(struct.PyTreeNode):
     account: Int[Array, " a"] | None = None  # of the instance, as the rule keeps it
     tenants: TenantParams | None = None  # weights of the tenants
     admitted_us: Int[Array, " s"] | None = None  # time since its admission (schedulers with a `ServiceRule`)
+    due: DueView | None = None  # due dates and predicted work (schedulers with `SchedulerSpec.due`)
     attained_us: Int[Array, " s"] | None = None  # service that counts for the call (schedulers with a `ServiceRule`)
 
 
