@@ -19,8 +19,9 @@ from jaxtyping import Array, Float, Int
 from jaxsched.sim.fair import FARTHEST, UNIT, TenantParams
 
 INPUT_PRICE, OUTPUT_PRICE = 1, 2
-#: Rows of `LedgerState.pairs`: difference since both have been backlogged, its extremes, the largest range so far.
-DIFFERENCE, LOW, HIGH, GAP = range(4)
+#: Rows of `LedgerState.pairs`: difference since both have been backlogged, its extremes, the largest range so far, and
+#: whether both were backlogged when last looked at.
+DIFFERENCE, LOW, HIGH, GAP, BOTH = range(5)
 
 
 class LedgerState(struct.PyTreeNode):
@@ -29,14 +30,14 @@ class LedgerState(struct.PyTreeNode):
     waiting: Int[Array, " u"]  # requests in the queues of all instances
     tokens: Int[Array, "u 2"]  # prompt tokens admitted, tokens generated: low 30 bits
     tokens_high: Int[Array, "u 2"]  # multiples of 2^30
-    pairs: Int[Array, "4 u u"]  # in `fair.UNIT`-ths of a weighted token, saturating at +-2^30
+    pairs: Int[Array, "5 u u"]  # in `fair.UNIT`-ths of a weighted token, saturating at +-2^30
 
 
 def init_ledger(num_tenants: int) -> LedgerState:
     """Nobody has been served."""
     zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
     u = num_tenants
-    return LedgerState(waiting=zeros(u), tokens=zeros(u, 2), tokens_high=zeros(u, 2), pairs=zeros(4, u, u))
+    return LedgerState(waiting=zeros(u), tokens=zeros(u, 2), tokens_high=zeros(u, 2), pairs=zeros(5, u, u))
 
 
 def wait(ledger: LedgerState, tenant: Int[Array, ""], change: Int[Array, ""]) -> LedgerState:
@@ -57,11 +58,13 @@ def sample(ledger: LedgerState, active: Array) -> LedgerState:
     """Look at every pair; a pair of which one is not backlogged begins anew."""
     backlogged = ledger.waiting > 0
     both = backlogged[:, None] & backlogged[None, :]
-    now = jnp.where(both, ledger.pairs[DIFFERENCE], 0)
-    low = jnp.where(both, jnp.minimum(ledger.pairs[LOW], now), 0)
-    high = jnp.where(both, jnp.maximum(ledger.pairs[HIGH], now), 0)
+    goes_on = both & (ledger.pairs[BOTH] > 0)
+    now = jnp.where(goes_on, ledger.pairs[DIFFERENCE], 0)
+    low = jnp.where(goes_on, jnp.minimum(ledger.pairs[LOW], now), 0)
+    high = jnp.where(goes_on, jnp.maximum(ledger.pairs[HIGH], now), 0)
     gap = jnp.maximum(ledger.pairs[GAP], high - low)
-    return ledger.replace(pairs=jnp.where(active, jnp.stack([now, low, high, gap]), ledger.pairs))
+    found = jnp.stack([now, low, high, gap, both.astype(jnp.int32)])
+    return ledger.replace(pairs=jnp.where(active, found, ledger.pairs))
 
 
 def largest_gap(state: Any) -> Float[Array, ""]:
