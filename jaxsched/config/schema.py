@@ -111,7 +111,7 @@ class WorkloadConfig(Section):
         synthetic = self.preset is not None or bool(self.tenants)
         if synthetic == (self.path is not None):
             found = "both" if synthetic else "neither"
-            raise ValueError(f"exactly one of `preset` (or `tenants`) and `path` must be given, found {found}")
+            raise ValueError(f"exactly one of `preset` and `path` must be given, found {found} (tenants are presets)")
         if synthetic and self.num_requests is None:
             raise ValueError("a preset needs `num_requests` (how many programs to generate)")
         names = [tenant.name for tenant in self.tenants]
