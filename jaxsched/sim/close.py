@@ -49,7 +49,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
         if static.ranks:  # no step of a run evicts a context: which one changes with time
-            spare -= event.runs.paused_blocks()
+            spare -= event.runs.kept_blocks()
         elif static.pins:  # no step of a run breaks a pin
             spare -= event.runs.pinned_blocks()
         memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)

@@ -85,6 +85,7 @@ class SimStatic:
     prefix_cache: str = "none"  # representation of the prefix cache: one of CACHES (V1 family only)
     cache_entries: int = 0  # blocks: the largest pool; runs: idle runs that an instance can hold
     max_blocks: int = 0  # full blocks of the longest turn
+    group_prefixes: bool = True  # runs: some turns may begin with a shared prefix of a block or more
     num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
     host_tier: bool = False  # instances have host memory for contexts (used if the scheduler offloads)
     remote_tier: bool = False  # ... and a pool behind it that all share
@@ -142,6 +143,11 @@ class SimStatic:
     def retains(self) -> bool:
         """Whether KV of paused programs can be pinned."""
         return self.scheduler.retain is not None and self.prefix_cache == "runs"
+
+    @property
+    def pins_prefixes(self) -> bool:
+        """Whether what is pinned may include the shared prefix below a context."""
+        return self.pins and self.group_prefixes
 
     @property
     def ranks(self) -> bool:

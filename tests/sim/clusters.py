@@ -122,6 +122,7 @@ class Variant:
     graphs: bool = False  # programs are graphs (needs `turns`)
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
+    prefixes: bool = False  # with retention too, many programs begin with a group's prefix
     tiers: str = ""  # "host", or "remote" (host memory and, in some lanes, a remote pool); needs "+offload"
     size: Size = MEDIUM
 
@@ -130,6 +131,7 @@ class Variant:
         switches = ("turns", "graphs", "timeouts", "delay", "thresholds", "gaps")
         marks = [mark for mark in switches if getattr(self, mark)]
         marks += [f"cache_{self.cache}"] if self.cache != "none" else []
+        marks += ["prefixes"] if self.prefixes else []
         return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
 
     @property
@@ -404,7 +406,8 @@ def _share(
     group, group_tokens, chain = [-1] * len(prompt), [0] * len(prompt), list(range(len(prompt)))
     content: list[list[Any]] = [[] for _ in prompt]
     for first in range(num_programs):
-        which = draw.choice([-1, 0, 1, 2] if not (variant.parts or variant.tiers) else [-1] * 9 + [0])
+        rarely = (variant.parts or variant.tiers) and not variant.prefixes
+        which = draw.choice([-1] * 9 + [0] if rarely else [-1, 0, 1, 2])
         size = sizes[which] if which >= 0 else 0
         row, before = first, -1
         while row >= 0:
