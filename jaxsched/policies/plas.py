@@ -58,6 +58,8 @@ def _sum_of_calls(program_us, inherited_us, call_us):
     return plas_after(program_us, call_us)
 
 
+#: Keeps the service of calls, and promotes nobody.
+SERVICE_OF_CALLS = ServiceRule(_sum_of_calls)
 RULES: dict[str, Any] = dict(order=attained_order, static_keys=False, preemptive=True)
 PLAS = Scheduler(
     SchedulerSpec("plas", **RULES, service=ServiceRule(_sum_of_calls, starved)),
