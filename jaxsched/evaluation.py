@@ -24,7 +24,21 @@ from jaxsched.stats import Interval, iqm
 FloatArray = np.ndarray
 
 #: Metrics kept of every lane.
-KEPT = ("jct_mean_s", "jct_p50_s", "jct_p99_s", "jct_max_s", "slowdown_mean", "slowdown_p99", "recomputed_tokens")
+KEPT = (
+    "jct_mean_s",
+    "jct_p50_s",
+    "jct_p99_s",
+    "jct_max_s",
+    "slowdown_mean",
+    "slowdown_p99",
+    "recomputed_tokens",
+    "service_gap_tokens",
+    "jain_service",
+    "throughput_per_s",
+    "simulated_s",
+    "e2e_mean_s",
+    "goodput_per_s",
+)
 
 # --- Intervals over two axes --------------------------------------------------------------------------------------
 
@@ -181,16 +195,29 @@ def run_policies(
     return Evaluation(tuple(int(seed) for seed in own), found, tuple(warnings))
 
 
+#: Metric that decides -> what the table shows: metric -> heading.
+COLUMNS = {
+    "jct_mean_s": {
+        "jct_mean_s": "mean JCT, s", "jct_p99_s": "p99 JCT", "jct_max_s": "longest",
+        "slowdown_mean": "mean slowdown", "slowdown_p99": "p99 slowdown",
+    },
+    "service_gap_tokens": {
+        "service_gap_tokens": "largest service gap, tokens", "jain_service": "Jain index",
+        "throughput_per_s": "requests/s", "simulated_s": "until all are done, s", "e2e_mean_s": "mean E2E, s",
+    },
+}  # fmt: skip
+
+
 def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = (), metric: str = "jct_mean_s") -> str:
-    """A table: mean cost, p99 slowdown and longest completion of every policy, and the learned one's gain on each."""
+    """A table: the cost and what stands beside it for every policy, and the learned one's gain on each."""
     costs = evaluation.costs(learned, metric)
+    columns = COLUMNS.get(metric, {metric: metric})
     lines = [
-        f"| policy | mean JCT, s | p99 JCT | longest | mean slowdown | p99 slowdown | {learned} is better by |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        f"| policy | {' | '.join(columns.values())} | {learned} is better by |",
+        f"| --- | {'---: | ' * len(columns)}--- |",
     ]
     for name, found in evaluation.metrics.items():
-        cells = [f"{np.mean(found[m]):.4g}" if m in found else "" for m in
-                 (metric, "jct_p99_s", "jct_max_s", "slowdown_mean", "slowdown_p99")]  # fmt: skip
+        cells = [f"{np.mean(found[m]):.4g}" if m in found else "" for m in columns]
         gain = ""
         if name != learned:
             gains = improvement(costs, found[metric].mean(0))

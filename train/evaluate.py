@@ -68,6 +68,7 @@ def _main(arguments: list[str]) -> int:
     seeds = list(range(scenario.seed, scenario.seed + config.compare.seeds))
     if config.compare.capacity == "auto":
         raise UserError("compare.capacity is auto", where=options.config, expected="a number: what load 1 means")
+    metric = "service_gap_tokens" if scenario.tenants else "jct_mean_s"
     parts, data = [], {"seeds": seeds, "runs": runs, "versions": versions(), "config": config.to_dict(), "loads": {}}
     for load in config.compare.loads:
         rate = load * float(config.compare.capacity)
@@ -75,7 +76,7 @@ def _main(arguments: list[str]) -> int:
                              say=lambda text: print(text, flush=True))  # fmt: skip
         bounds = [name for name, policy in rules.items() if policy.scheduler.is_bound]
         head = f"Load {load:g} ({rate:.4g} programs/s), {len(seeds)} evaluation seeds, {len(runs)} training seeds"
-        parts.append(f"{head}\n\n{markdown(found, 'learned', bounds=bounds)}")
+        parts.append(f"{head}\n\n{markdown(found, 'learned', bounds=bounds, metric=metric)}")
         parts += [f"- {text}\n" for text in found.warnings]
         data["loads"][f"{load:g}"] = {
             name: {metric: values.tolist() for metric, values in metrics.items()}

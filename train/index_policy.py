@@ -22,10 +22,11 @@ from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
 from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.metrics.result import mean_us
-from jaxsched.networks.index import IndexShape
 from jaxsched.policies.base import Policy
-from jaxsched.policies.learned import learned
+from jaxsched.policies.learned import FAIR_KIND, KIND, learned, num_weights
 from jaxsched.scenario import Scenario
+from jaxsched.sim.fair import UNIT
+from jaxsched.sim.ledger import GAP
 from jaxsched.sim.state import Count, Hist, State
 from train import es
 from train.es import EsConfig, EsState
@@ -35,6 +36,8 @@ TRAIN_SEEDS = 1_000_000
 SEEDS_PER_RUN = 100_000
 #: Job completion time charged for each program that was not done after as many events as an episode may take.
 UNFINISHED_S = 5_000.0
+#: Service gap charged for each.
+UNFINISHED_TOKENS = 10_000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,7 @@ class IndexRun:
 
     algo: EsConfig = dataclasses.field(default_factory=EsConfig)
     hidden: int = 0  # tanh units of the order head
+    network: str = KIND  # KIND: mean job completion time; FAIR_KIND: largest service gap between tenants
     randomise: Ranges = dataclasses.field(default_factory=Ranges)
     validation_seeds: int = 8
     validate_every: int = 5  # generations
@@ -85,7 +89,7 @@ class Progress(struct.PyTreeNode):
 
 def start(run: IndexRun) -> Progress:
     """All weights 0, not yet validated."""
-    zero = jnp.zeros(IndexShape(run.hidden).num_weights, jnp.float32)
+    zero = jnp.zeros(num_weights(run.hidden, run.network), jnp.float32)
     return Progress(es.init(run.algo, zero, jax.random.key(run.seed)), zero, jnp.float32(jnp.inf), jnp.int32(0))
 
 
@@ -104,13 +108,18 @@ def train(
     Raises:
         UserError: the costs are not numbers.
     """
-    policy = dataclasses.replace(base, scheduler=learned(hidden=run.hidden), name="learned")
+    if run.network == FAIR_KIND and not scenario.tenants:
+        raise UserError(
+            "the network of tenants needs tenants", where=f"scenario {scenario.name}", expected="workload.tenants"
+        )
+    policy = dataclasses.replace(base, scheduler=learned(hidden=run.hidden, kind=run.network), name="learned")
+    measure = max_service_gap if run.network == FAIR_KIND else mean_jct_s
     runner = GroupRunner(scenario, policy, most_micro_steps=run.micro_steps_per_program * scenario.num_programs)
     begun = time.perf_counter()
 
     def mean_logs(lanes: LaneSpec) -> np.ndarray:
         state, _, _ = runner.run(lanes)
-        return np.log(mean_jct_s(state, scenario.num_programs))
+        return np.log(measure(state, scenario.num_programs))
 
     def cost(members: np.ndarray, generation: int) -> np.ndarray:
         drawn = draw_workloads(run, scenario, generation)
@@ -160,6 +169,13 @@ def mean_jct_s(state: State, num_programs: int) -> np.ndarray:
     return done * measured + (1.0 - done) * UNFINISHED_S
 
 
+def max_service_gap(state: State, num_programs: int) -> np.ndarray:
+    """Largest service gap of each lane (weighted tokens); every program that is not done adds `UNFINISHED_TOKENS`."""
+    gap = np.asarray(state.ledger.pairs)[:, GAP].max((1, 2)) / UNIT  # type: ignore[union-attr]
+    left = num_programs - np.asarray(state.metrics.counts)[:, Count.PROGRAMS_DONE]
+    return np.maximum(gap, 1.0) + UNFINISHED_TOKENS * left
+
+
 def draw_workloads(run: IndexRun, scenario: Scenario, generation: int) -> LaneSpec:
     """The workloads of a generation: the first ones as the scenario says, the others from the ranges."""
     num = run.algo.seeds
@@ -190,5 +206,5 @@ def scenario_lanes(
         seeds=seeds,
         rates_per_s=scenario.rate_per_s * load * ones,
         usable_blocks=np.round(scenario.usable_blocks * pool * ones).astype(np.int64),
-        knobs={"tool_tail": tool_tail * ones},
+        knobs={"tool_tail": tool_tail * ones} if "tool_tail" in scenario.workload.options else {},  # type: ignore
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,6 +31,18 @@ def program_metrics(
     """
     names = ("jct_max_s", "slowdown_mean", "slowdown_p99")
     found = {name: np.full(len(measured), np.nan) for name in names}
+    for lane, (_, jct, slowdown) in enumerate(finished_programs(requests, record, timing, measured)):
+        if len(jct):
+            found["jct_max_s"][lane] = jct.max()
+            found["slowdown_mean"][lane] = slowdown.mean()
+            found["slowdown_p99"][lane] = np.quantile(slowdown, 0.99)
+    return found
+
+
+def finished_programs(
+    requests: Any, record: Record, timing: StepTimeParams, measured: list[tuple[int, int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Lane by lane, of the measured programs that finished all turns: rows, completion times (s), slowdowns."""
     one_table = np.ndim(requests.prompt_tokens) == 1
     shared = (_alone(requests, timing), turns_of_programs(requests)) if one_table else None
     for lane, (first, stop) in enumerate(measured):
@@ -43,14 +56,8 @@ def program_metrics(
             np.maximum.at(end, program[row], finish[row])
             np.logical_and.at(done, program[row], finished[row])
         rows = rows[done[rows]]
-        if len(rows) == 0:
-            continue
         jct = end[rows] - _seconds(record.arrival[lane])[rows]
-        slowdown = jct / np.maximum(alone[rows], 1e-6)
-        found["jct_max_s"][lane] = jct.max()
-        found["slowdown_mean"][lane] = slowdown.mean()
-        found["slowdown_p99"][lane] = np.quantile(slowdown, 0.99)
-    return found
+        yield rows, jct, jct / np.maximum(alone[rows], 1e-6)
 
 
 def _seconds(times: Any) -> np.ndarray:

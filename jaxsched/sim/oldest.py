@@ -10,11 +10,13 @@ from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.rows import earliest
 
 
-def take_oldest(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""]) -> Int[Array, " e"]:
+def take_oldest(
+    key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""], ties: Int[Array, " e"] | None = None
+) -> Int[Array, " e"]:
     """Blocks to drop from each entry so that `owed` are dropped in all, smallest keys first.
 
-    Keys of entries with a length are unique; `owed` is at most the sum of the lengths. The threshold is found by
-    bisection: no sort.
+    Keys of entries with a length are unique, or, of equal keys, the smallest `ties` go first and those are unique.
+    `owed` is at most the sum of the lengths. The threshold is found by bisection: no sort.
     """
 
     def unsettled(bounds: tuple[Array, Array]) -> Array:
@@ -34,10 +36,15 @@ def take_oldest(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array
     whole = there & (key < threshold)
     rest = owed - jnp.sum(jnp.where(whole, length, 0))
     at = there & (key == threshold)
+    if ties is not None:
+        part = take_oldest(ties, jnp.where(at, length, 0), jnp.where(owed > 0, rest, 0))
+        return jnp.where(owed > 0, jnp.where(whole, length, part), 0)
     return jnp.where(owed > 0, jnp.where(whole, length, jnp.where(at, jnp.minimum(rest, length), 0)), 0)
 
 
-def take_oldest_runs(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""]) -> Int[Array, " e"]:
+def take_oldest_runs(
+    key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""], ties: Int[Array, " e"] | None = None
+) -> Int[Array, " e"]:
     """`take_oldest` where few entries are touched (each holds many blocks): entry by entry, not by bisection."""
 
     def owes(left: tuple[Array, Array]) -> Array:
@@ -47,6 +54,8 @@ def take_oldest_runs(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[
         blocks, owed = left
         oldest = earliest(blocks > 0, key)
         here = (blocks > 0) & (key == oldest)
+        if ties is not None:
+            here &= ties == earliest(here, ties)
         taken = jnp.where(here, jnp.minimum(blocks, owed), 0)
         return blocks - taken, jnp.where(oldest == NEVER_US, 0, owed - jnp.sum(taken))
 

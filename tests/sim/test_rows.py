@@ -45,6 +45,9 @@ def test_evicting_entry_by_entry_takes_the_same_blocks() -> None:
     by_runs, by_bisection = (jax.jit(jax.vmap(f))(keys, lengths, owed) for f in (take_oldest_runs, take_oldest))
     np.testing.assert_array_equal(by_runs.sum(axis=1), owed)
     np.testing.assert_array_equal(by_runs, by_bisection)
+    ties, alike = keys, keys // 3
+    by_runs, by_bisection = (jax.jit(jax.vmap(f))(alike, lengths, owed, ties) for f in (take_oldest_runs, take_oldest))
+    np.testing.assert_array_equal(by_runs, by_bisection)
     assert (take_oldest_runs(keys[0], lengths[0], jnp.int32(10_000)) == lengths[0]).all()
 
 
