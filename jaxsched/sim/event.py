@@ -296,7 +296,7 @@ class Event:
         outputs = self.at(self.slots.known, slot) - prompt
         tag = jnp.int32(0) if self.fair is None else self.at(self.fair.tag, slot)
         who = Who(column[Col.KLASS], prompt, column[Col.PREDICTED], outputs, tag)
-        return who, self.columns()[:, Col.KLASS], order == WAITING, order != EMPTY
+        return who, self.column_of(Col.KLASS), order == WAITING, order != EMPTY
 
     def enter_account(self, slot: jax.Array, active: jax.Array, column: jax.Array) -> None:
         """A request comes into the view of the scheduler."""
@@ -308,11 +308,10 @@ class Event:
         static = self.static
         if self.fair is None and not static.tenants:
             return
-        columns = self.columns()
-        tenant = columns[:, Col.KLASS]
+        tenant = self.column_of(Col.KLASS)
         by = by_tenant(tenant, outputs, static.num_classes)
         if self.fair is not None:
-            past = self.slots.known - self.slots.prompt - columns[:, Col.PREDICTED]
+            past = self.slots.known - self.slots.prompt - self.column_of(Col.PREDICTED)
             beyond = by_tenant(tenant, jnp.clip(past, 0, outputs), static.num_classes)
             self.fair.serve(Served(by, beyond))
         if static.tenants:
