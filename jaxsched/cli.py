@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -121,7 +122,8 @@ def configure_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", max(1, min(cores, 64)))
+        with contextlib.suppress(RuntimeError):  # JAX runs already, in a program that calls this one: with its devices
+            jax.config.update("jax_num_cpu_devices", max(1, min(cores, 64)))
 
 
 def _command_line() -> str:

@@ -6,14 +6,14 @@ rule's row ``[evaluation seeds]``. Both axes are samples: the intervals here res
 seeds (Agarwal et al., "Deep RL at the edge of the statistical precipice", 2021, stratify over tasks in the same way),
 and are studentized, since five training seeds are few (percentile intervals are then too short, see `stats`).
 
-NumPy only, besides `run_policies`.
+NumPy only, besides `run_policy`. Tables: jaxsched/report/evaluation.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,7 +24,10 @@ from jaxsched.stats import Interval, iqm
 FloatArray = np.ndarray
 
 #: Metrics kept of every lane.
-KEPT = ("jct_mean_s", "jct_p50_s", "jct_p99_s", "jct_max_s", "slowdown_mean", "slowdown_p99", "recomputed_tokens")
+KEPT = (
+    "jct_mean_s", "jct_p50_s", "jct_p99_s", "jct_max_s", "active_mean_s", "slowdown_mean", "slowdown_p99",
+    "recomputed_tokens", "preemptions",
+)  # fmt: skip
 
 # --- Intervals over two axes --------------------------------------------------------------------------------------
 
@@ -126,6 +129,18 @@ def normalised(costs: FloatArray, reference: FloatArray, bound: FloatArray) -> F
     return (top - np.asarray(costs, np.float64)) / (top - floor)
 
 
+def normalised_interval(costs: FloatArray, reference: FloatArray, bound: FloatArray, **options) -> Interval:
+    """`normalised` of the mean cost with its interval (`two_way_interval`), all three being samples on common seeds.
+
+    The score s solves ``mean(reference - cost - s (reference - bound)) = 0``; the interval is that of this mean around
+    the estimate, in units of the mean gap (the delta method).
+    """
+    x, top, floor = _matrix(costs), np.asarray(reference, np.float64), np.asarray(bound, np.float64)
+    score = float(normalised(x, top, floor).mean())
+    rest = (top - x - score * (top - floor)) / float((top - floor).mean())
+    return two_way_interval(score + rest, **options)
+
+
 def rejects(costs: FloatArray, rival: FloatArray, **options) -> bool:
     """Whether policy and rival differ by the interval: what an A/A test must seldom say."""
     return two_way_interval(_matrix(costs) - np.asarray(rival, np.float64), **options).excludes(0.0)
@@ -143,59 +158,39 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
 
     def costs(self, policy: str, metric: str = "jct_mean_s") -> FloatArray:
+        """``[training seeds, evaluation seeds]``; one row of a rule."""
         return self.metrics[policy][metric]
 
+    def best(self, names: Sequence[str], metric: str = "jct_mean_s") -> str:
+        """The policy with the lowest geometric mean."""
+        return min(names, key=lambda name: float(np.log(self.costs(name, metric)).mean()))
 
-def run_policies(
-    scenario: Scenario,
-    policies: Mapping[str, Policy | Sequence[Policy]],
-    seeds: Sequence[int],
-    *,
-    rate_per_s: float | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Evaluation:
-    """Every policy on the same seeds; several policies under one name are the training seeds of one learned policy.
 
-    `rate_per_s`: programs per second; None: the scenario's.
+def run_policy(
+    scenario: Scenario, members: Sequence[Policy], seeds: Sequence[int], *, at_a_time: int | None = None
+) -> Iterator[tuple[list[int], dict[str, FloatArray], list[str]]]:
+    """One policy, or the training seeds of one learned policy, on evaluation seeds: as many at a time as asked for.
+
+    Yields:
+        Seeds, metrics ``[members, seeds]``, and warnings.
     """
     from jaxsched.groups import GroupRunner, LaneSpec
 
-    found: dict[str, dict[str, FloatArray]] = {}
-    warnings: list[str] = []
-    own = np.asarray(list(seeds), np.int64)
-    if rate_per_s is not None:
-        scenario = dataclasses.replace(scenario, rate_per_s=rate_per_s)
-    for name, entry in policies.items():
-        members = [entry] if isinstance(entry, Policy) else list(entry)
-        say(f"simulating {name}")
-        runner = GroupRunner(scenario, members[0], record=scenario.max_turns > 1)
+    weights = None
+    if len(members) > 1:
+        vectors = [member.scheduler.weights for member in members]
+        if any(w is None or len(w) != len(vectors[0] or ()) for w in vectors):
+            raise ValueError("members of one learned policy have one network")
+        weights = np.asarray(vectors, np.float32)
+    runner = GroupRunner(scenario, members[0], record=scenario.max_turns > 1)
+    step = at_a_time or len(seeds)
+    for first in range(0, len(seeds), step):
+        own = np.asarray(list(seeds[first : first + step]), np.int64)
         lanes = LaneSpec(np.tile(own, len(members)))
-        if len(members) > 1:
-            weights = [member.scheduler.weights for member in members]
-            assert all(w is not None and len(w) == len(weights[0] or ()) for w in weights), "one network"
-            lanes = dataclasses.replace(lanes, weights=np.repeat(np.asarray(weights, np.float32), len(own), axis=0))
+        if weights is not None:
+            lanes = dataclasses.replace(lanes, weights=np.repeat(weights, len(own), axis=0))
         result = runner.rollout(lanes)
         kept = [metric for metric in KEPT if metric in result.metrics]
-        found[name] = {metric: np.asarray(result.metrics[metric]).reshape(len(members), len(own)) for metric in kept}
-        warnings += [f"{name}: {text}" for text in result.warnings()]
-    return Evaluation(tuple(int(seed) for seed in own), found, tuple(warnings))
-
-
-def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = (), metric: str = "jct_mean_s") -> str:
-    """A table: mean cost, p99 slowdown and longest completion of every policy, and the learned one's gain on each."""
-    costs = evaluation.costs(learned, metric)
-    lines = [
-        f"| policy | mean JCT, s | p99 JCT | longest | mean slowdown | p99 slowdown | {learned} is better by |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for name, found in evaluation.metrics.items():
-        cells = [f"{np.mean(found[m]):.4g}" if m in found else "" for m in
-                 (metric, "jct_p99_s", "jct_max_s", "slowdown_mean", "slowdown_p99")]  # fmt: skip
-        gain = ""
-        if name != learned:
-            gains = improvement(costs, found[metric].mean(0))
-            plain = mean_improvement(costs, found[metric])
-            gain = f"{gains.estimate:.1%} [{gains.low:.1%}, {gains.high:.1%}]; of the means {plain:.1%}"
-        shown = f"{name} (bound)" if name in bounds else name
-        lines.append(f"| {shown} | {' | '.join(cells)} | {gain} |")
-    return "\n".join(lines) + "\n"
+        shape = (len(members), len(own))
+        metrics = {metric: np.asarray(result.metrics[metric]).reshape(shape) for metric in kept}
+        yield [int(seed) for seed in own], metrics, result.warnings()

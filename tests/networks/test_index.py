@@ -14,8 +14,10 @@ from jaxsched import policies, simulation
 from jaxsched.checkpoint import save_policy
 from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
+from jaxsched.networks.features import GATE_FEATURES, gate_features
 from jaxsched.networks.index import IndexShape
 from jaxsched.policies.learned import describe, learned
+from tests.networks.views import queue_view
 from tests.shared_data import ROOT
 
 NAMES = IndexShape().names()
@@ -119,3 +121,13 @@ def test_a_weight_that_no_head_reads_does_not_exist() -> None:
         moved = base.copy()
         moved[i] += 0.5
         assert np.any(outputs(moved) != outputs(base)), name
+
+
+def test_the_gate_sees_how_small_a_program_is_among_those_that_have_begun() -> None:
+    """Begun: programs of 8,000 and 5,000; new: 900 and 2,500. The mean logarithm is that of sqrt(8,000 x 5,000)."""
+    view = queue_view()
+    relative = np.asarray(gate_features(view))[:, GATE_FEATURES.index("relative")]
+    middle = np.sqrt(8000 * 5000)
+    np.testing.assert_allclose(relative[[0, 3]], np.log([900 / middle, 2500 / middle]), atol=0.005)
+    none = view.replace(waiting_mask=view.waiting_mask & view.first_turn_mask)
+    np.testing.assert_array_equal(np.asarray(gate_features(none))[:, GATE_FEATURES.index("relative")], 0.0)
