@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxsched.errors import UserError
 from jaxsched.networks.features import GATE_FEATURES, PAUSE_FEATURES, TURN_FEATURES
-from jaxsched.networks.index import GateIndex, IndexShape, OrderIndex, retain_head
 from jaxsched.policies.base import Scheduler
 from jaxsched.sim.static import SchedulerSpec
+
+if TYPE_CHECKING:
+    from jaxsched.checkpoint import PolicyExport
 
 KIND = "index"
 
 
 def learned(weights: Sequence[float] | np.ndarray | None = None, hidden: int = 0, name: str = "learned") -> Scheduler:
     """The index network with these weights; None: all 0, the network's own rule."""
+    from jaxsched.networks.index import GateIndex, IndexShape, OrderIndex, retain_head  # which imports policies
+
     shape = IndexShape(hidden)
     values = np.zeros(shape.num_weights) if weights is None else np.asarray(weights, np.float64)
     if values.shape != (shape.num_weights,):
@@ -54,6 +59,14 @@ def is_path(name: str) -> bool:
     return "/" in name or os.sep in name or name.endswith((".json", ".msgpack"))
 
 
+def network_export(path: str) -> PolicyExport | None:
+    """The export if it is of a set network, which decides between bursts of the machine; else None."""
+    from jaxsched.checkpoint import load_policy
+
+    export = load_policy(path)
+    return export if export.network.get("kind") == "set" else None
+
+
 def from_export(path: str) -> Scheduler:
     """The scheduler of an exported policy.
 
@@ -61,6 +74,7 @@ def from_export(path: str) -> Scheduler:
         UserError: the files are missing, damaged, or hold another network than this version's index network.
     """
     from jaxsched.checkpoint import load_policy
+    from jaxsched.networks.index import IndexShape
 
     export = load_policy(path)
     hidden = export.network.get("hidden")
