@@ -89,6 +89,7 @@ def t_interval(values: Sequence[float] | FloatArray, confidence: float = 0.95) -
 
 Effect = Literal["difference", "ratio"]
 Method = Literal["studentized", "percentile", "bca"]
+MIN_RESAMPLE_ERROR = 0.25  # least standard error of a resample, as a share of the sample's (see `paired_bootstrap`)
 
 
 def paired_bootstrap(
@@ -109,7 +110,12 @@ def paired_bootstrap(
         method: ``"percentile"``, ``"bca"`` (bias-corrected and accelerated: Efron 1987) or ``"studentized"``
             (bootstrap-t: Efron & Tibshirani 1993, chapter 12; Hall 1988). With few seeds the first two are too short
             (A/A tests at 95 % with eight seeds, normal or lognormal values, reject 11-17 % of the time against 5-8 %
-            for the last, which is hence the default).
+            for the last, which is hence the default). Its ratio is studentized on the logarithm, so that its interval
+            is positive where the values are; and a resample's standard error counts as at least a quarter of the
+            sample's: resamples that miss the one outlier of eight seeds have almost none, and their t values made
+            intervals of many times the range of the data. The misses stay what they were (eight seeds: normal 5.5,
+            exponential 6.2, lognormal 9.7 %; Student's t 4.6, 12.1, 16.5 %), the longest twentieth is two to three
+            times shorter.
         confidence: of the two-sided interval.
         num_bootstrap: resamples.
         seed: of the resampling; the result is a function of the arguments alone.
@@ -142,18 +148,36 @@ def _bootstrap(
     elif method == "bca":
         low, high = _bca(x, y, effect, estimate, effects, tail)
     elif method == "studentized":
-        scale = _standard_errors(x[None], y[None], effect)[0]
-        scales = _standard_errors(x[chosen], y[chosen], effect)
-        usable_mask = scales > 1e-12 * scale  # a resample of one seed over and over has no spread and no t value
-        if scale == 0 or not usable_mask.any():
-            low = high = estimate
-        else:
-            t = (effects[usable_mask] - estimate) / scales[usable_mask]
-            t_low, t_high = np.quantile(t, [tail, 1 - tail])
-            low, high = estimate - t_high * scale, estimate - t_low * scale
+        low, high = _studentized(x, y, effect, estimate, chosen, effects, tail)
     else:
         raise ValueError(f"unknown method {method!r}")
     return Interval(estimate, float(low), float(high), confidence)
+
+
+def _studentized(
+    x: FloatArray,
+    y: FloatArray,
+    effect: Effect,
+    estimate: float,
+    chosen: FloatArray,
+    effects: FloatArray,
+    tail: float,
+) -> tuple[float, float]:
+    """Bootstrap-t limits, with floored standard errors; those of a positive ratio on its logarithm."""
+    scale = _standard_errors(x[None], y[None], effect)[0]
+    scales = _standard_errors(x[chosen], y[chosen], effect)
+    on_log = effect == "ratio" and estimate > 0 and bool(np.all(effects > 0))
+    if on_log:  # d log r = dr / r
+        scale, scales = scale / estimate, scales / effects
+        estimate, effects = math.log(estimate), np.log(effects)
+    usable_mask = scales > 1e-12 * scale  # a resample of one seed over and over has no spread and no t value
+    if scale == 0 or not usable_mask.any():
+        low = high = estimate
+    else:
+        t = (effects[usable_mask] - estimate) / np.maximum(scales[usable_mask], MIN_RESAMPLE_ERROR * scale)
+        t_low, t_high = np.quantile(t, [tail, 1 - tail])
+        low, high = estimate - t_high * scale, estimate - t_low * scale
+    return (math.exp(low), math.exp(high)) if on_log else (float(low), float(high))
 
 
 def _effects(x: FloatArray, y: FloatArray, effect: Effect) -> FloatArray:

@@ -97,6 +97,18 @@ def test_timed_out_and_rejected_requests_are_counted():
     np.testing.assert_array_equal(sum(v for k, v in result.metrics.items() if k.startswith("fate_")), 60)
 
 
+def test_a_pool_that_no_request_fits_is_said_in_words():
+    # `usable_blocks` is traced: the program is that of the crowded run above.
+    result = js.rollout(
+        dataclasses.replace(SMALL, usable_blocks=1, slo=(SloClass("all", timeout_us=2_000_000),)),
+        VLLM,
+        seeds=2,
+        rate_per_s=100.0,
+    )
+    (said,) = result.warnings()
+    assert "nothing finished: 120 requests were refused" in said and "1 usable KV blocks" in said
+
+
 def trace(num: int = 90) -> Workload:
     return Workload.build(
         "t", arrival_us=np.arange(num) * 100_000, prompt_tokens=np.full(num, 100), output_tokens=np.full(num, 5)

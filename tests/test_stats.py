@@ -91,6 +91,24 @@ def test_bca_leans_where_skewed_data_lean():
     assert bca.high == pytest.approx(reference.confidence_interval.high, rel=0.03)
 
 
+def test_one_outlying_seed_does_not_hide_what_every_seed_shows():
+    # A cluster with an SLO: the rule loses all its goodput on each of eight seeds, and one seed was hard for both.
+    baseline = [23.4, 7.0, 13.4, 24.6, 24.2, 24.1, 24.5, 23.8]
+    difference = paired_bootstrap([0.0] * 8, baseline)
+    assert difference.excludes(0) and difference.low < -20.6 < difference.high
+    # 28 to 42 s against 0.7 to 2.2 s: whichever seeds are drawn, the ratio is above 10.
+    slow, fast = [34.9, 41.8, 39.7, 36.2, 34.6, 28.3, 29.7, 28.2], [0.91, 2.24, 0.93, 0.72, 0.87, 0.75, 0.71, 0.72]
+    ratio = paired_bootstrap(slow, fast, effect="ratio")
+    assert 1 < ratio.low < 34.8 < ratio.high < 100
+
+
+@pytest.mark.parametrize(("num_seeds", "most_missed"), [(8, 0.10), (20, 0.085)])
+def test_skewed_differences_are_covered_almost_as_often_as_it_says(num_seeds, most_missed):
+    values = np.random.default_rng(9).exponential(1, (NUM_REPEATS, num_seeds))
+    intervals = [paired_bootstrap(v, np.zeros(num_seeds), num_bootstrap=1000, seed=i) for i, v in enumerate(values)]
+    assert np.mean([i.excludes(1.0) for i in intervals]) <= most_missed
+
+
 def test_identical_runs_have_no_difference_and_a_ratio_of_one():
     values = [1.0, 2.0, 4.0]
     difference = paired_bootstrap(values, values)

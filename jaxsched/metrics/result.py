@@ -187,12 +187,19 @@ class RolloutResult:
         return found
 
     def warnings(self) -> list[str]:
-        """One sentence for each flag that any lane raised."""
-        return [
+        """One sentence for each flag that any lane raised, and one where no request could ever fit into the pool."""
+        found = [
             f"{text} ({int(((self.flags & flag) != 0).sum())} of {len(self.seeds)} lanes)"
             for flag, text in FLAG_TEXT.items()
             if np.any(self.flags & flag)
         ]
+        refused = int(self.metrics["fate_rejected_size"].sum())
+        if refused and not self.metrics["fate_finished"].sum():
+            found.append(
+                f"nothing finished: {refused} requests were refused at arrival, none of them could ever fit into the "
+                f"pool of {self.scenario.usable_blocks} usable KV blocks; raise cluster.kv_blocks"
+            )
+        return found
 
     def summary(self) -> Summary:
         """The small table: medians and tails of latency, goodput, throughput, preemptions, KV use, every fate."""

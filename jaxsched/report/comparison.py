@@ -129,7 +129,7 @@ def _curve_section(data: ComparisonData, measured: list[str]) -> str:
     figures = "".join(parts.figure(label(m), charts.load_curve(data, m)) for m in metrics)
     say = (
         f"Mean over seeds; bands are {data.confidence:.0%} intervals. The dashed line is the capacity, "
-        f"{significant(data.capacity_per_s)} requests/s: {data.capacity_note} Times are on a logarithmic axis."
+        f"{significant(data.capacity_per_s)} requests/s: {data.capacity_note}. Times are on a logarithmic axis."
     )
     body = parts.legend({p: data.role(p) for p in data.policies}) + f'<div class="grid3">{figures}</div>'
     return parts.section("Through the knee", say, body)
