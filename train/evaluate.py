@@ -1,4 +1,4 @@
-"""``python -m train.evaluate CONFIG [--runs runs/a,runs/b] [--out FOLDER]``: learned policies against rules, on regimes.
+"""``python -m train.evaluate CONFIG [--runs a,b] [--out FOLDER]``: learned policies against rules, on several regimes.
 
 CONFIG is an evaluation (configs/evaluate/agents.yaml): regimes, rules and learned policies, each of these the runs of
 one training with several seeds. All run on the same evaluation seeds, which lie below all that training used. Writes
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--runs", help="run folders, comma-separated, instead of the configuration's learned policies")
     parser.add_argument("--regimes", help="names, comma-separated: only these")
     parser.add_argument("--seeds", type=int, help="evaluation seeds of every regime, at most")
-    parser.add_argument("--traces", help="folder of public traces (default: $JAXSCHED_SHARED/traces or ../shared/traces)")
+    parser.add_argument("--traces", help="folder of public traces (default: shared/traces beside the clone)")
     parser.add_argument("--out", default="results/evaluation", help="folder (default: results/evaluation)")
     overrides, rest = split_overrides(list(arguments))
     options = parser.parse_args(rest)
@@ -88,7 +88,7 @@ def evaluate(
         if regime.trace is not None and not (traces / regime.trace).exists():
             notes.append(f"{regime.name} was not run: no {traces / regime.trace} (option --traces)")
             continue
-        prepared.append((regime, *_prepare(config, regime, traces)))
+        prepared.append((regime, *prepare(config, regime, traces)))
     done: list[Regime] = []
     for regime, scenario, policies in prepared:
         found, warnings = _run_regime(config, regime, scenario, policies, folder / "parts")
@@ -133,9 +133,7 @@ def _traces(given: str | None) -> Path:
     return Path(os.environ.get("JAXSCHED_SHARED", str(Path(__file__).resolve().parents[2] / "shared"))) / "traces"
 
 
-def _prepare(
-    config: EvaluateConfig, regime: RegimeSection, traces: Path
-) -> tuple[Scenario, dict[str, list[Policy]]]:
+def prepare(config: EvaluateConfig, regime: RegimeSection, traces: Path) -> tuple[Scenario, dict[str, list[Policy]]]:
     """The regime's scenario and its policies, rules first; a learned one is as many as it was trained times."""
     from jaxsched.scenario import from_config, policy_from_config
 

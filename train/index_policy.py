@@ -28,6 +28,7 @@ from jaxsched.policies.learned import learned
 from jaxsched.scenario import Scenario
 from jaxsched.sim.state import Count, Hist, State
 from jaxsched.workloads import Preset
+from jaxsched.workloads.sessions import MixedSessions
 from train import es
 from train.es import EsConfig, EsState
 from train.pressure import alike, check_knobs, demand
@@ -211,7 +212,8 @@ def drawn_lanes(
     usual = {name: 1.0 for name in knobs}
     if ranges.short_share is not None:
         assert isinstance(scenario.workload, Preset)
-        usual["short_share"] = float(getattr(scenario.workload.spec, "short_share"))
+        assert isinstance(scenario.workload.spec, MixedSessions)
+        usual["short_share"] = scenario.workload.spec.short_share
         low, high = ranges.short_share
         knobs["short_share"] = np.where(own_mask, usual["short_share"], low + (high - low) * uniform[-1])
     if ranges.turns is not None:

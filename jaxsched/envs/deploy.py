@@ -86,12 +86,12 @@ def _rollout(scenario, policy, seeds, rate, record, progress) -> RolloutResult:
     first = np.asarray(params.pool.first)
     stop = jnp.asarray(first + scenario.num_programs, jnp.int32)
     requests = jax.tree.map(np.asarray, params.pool.requests.replace(num_programs=stop))
-    return RolloutResult.collect(
-        scenario, policy, list(seeds), rate, env.static, requests, first, state, trajectory
-    )
+    return RolloutResult.collect(scenario, policy, list(seeds), rate, env.static, requests, first, state, trajectory)
 
 
-def _environment(scenario: Scenario, policy: Policy, seeds: Sequence[int], runs: int) -> tuple[ClusterEnv, ClusterParams]:
+def _environment(
+    scenario: Scenario, policy: Policy, seeds: Sequence[int], runs: int
+) -> tuple[ClusterEnv, ClusterParams]:
     from jaxsched.envs import make
 
     about = policy.network.scenario

@@ -18,7 +18,12 @@ from jaxsched.networks.heads import HeadSpec
 from jaxsched.report import render_comparison
 from tests.shared_data import ROOT
 
-SIZES = {"workload.num_requests": 14, "cluster.kv_blocks": 2500, "cluster.num_slots": 24, "cluster.max_paused_programs": 20}
+SIZES = {
+    "workload.num_requests": 14,
+    "cluster.kv_blocks": 2500,
+    "cluster.num_slots": 24,
+    "cluster.max_paused_programs": 20,
+}
 OPTIONS = {"heads": ["gate"], "policy": "gittins+gate", "num_programs": 6, "seeds": 2, "num_items": 16, "num_slots": 16,
            "max_num_seqs": 16}  # fmt: skip
 

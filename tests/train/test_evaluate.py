@@ -13,8 +13,9 @@ from jaxsched.policies.learned import describe
 from jaxsched.report.evaluation import Regime, curves, tables, verdict
 from jaxsched.stats import Interval
 from tests.networks.test_index import LIKE_GITTINS, weights
-from tests.shared_data import ROOT
-from train.evaluate import main
+from tests.shared_data import ROOT, SHARED
+from train.evaluate import main, prepare
+from train.evaluate_config import load
 
 CONFIG = """
 name: tiny
@@ -27,8 +28,10 @@ regimes:
   - name: default
     role: default
     scenario: SCENARIO
-    set: &small {workload.num_requests: 14, cluster.kv_blocks: 2500, cluster.num_slots: 24, cluster.max_paused_programs: 20,
-                 policy.params: {max_num_seqs: 16, token_budget: 2048}}
+    set: &small
+      workload.num_requests: 14
+      cluster: {kv_blocks: 2500, num_slots: 24, max_paused_programs: 20}
+      policy.params: {max_num_seqs: 16, token_budget: 2048}
     seeds: 2
   - name: recorded
     scenario: SCENARIO
@@ -81,7 +84,11 @@ def test_an_evaluation_from_a_file_to_tables(folder, capsys) -> None:
         (("mine: [a, b]", "mine: []"), [], "at least one run folder"),
         (("", ""), ["--regimes", "defualt"], "unknown regime 'defualt'"),
         (("", ""), ["--seeds", "0"], "0 seeds"),
-        (("policies: [gittins+gate", "policies: [{name: gittins+gate, scheduler: gitins}"), [], "Did you mean 'gittins'"),
+        (
+            ("policies: [gittins+gate", "policies: [{name: gittins+gate, scheduler: gitins}"),
+            [],
+            "Did you mean 'gittins'",
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_runs(folder, capsys, change, arguments, said) -> None:
@@ -93,8 +100,26 @@ def test_a_mistake_is_named_before_anything_runs(folder, capsys, change, argumen
     assert not (folder / "out" / "parts").exists()
 
 
+def test_the_shipped_evaluation_resolves_regime_by_regime() -> None:
+    """Scenarios, rules and published checkpoints; those of recorded traces only where these are."""
+    config = load(ROOT / "configs/evaluate/agents.yaml")
+    for regime in config.regimes:
+        if regime.trace is not None and not (SHARED / "traces" / regime.trace).exists():
+            continue
+        scenario, policies = prepare(config, regime, SHARED / "traces")
+        assert (scenario.num_slots or 0) * scenario.num_instances >= scenario.num_programs, regime.name
+        assert len(policies["quickstart"]) == 5
+        chosen = regime.policies or [policy.name for policy in config.policies]
+        assert set(policies) == {*chosen, *config.learned}
+
+
 def _regime(role: str, mine: np.ndarray) -> Regime:
-    costs = {"mine": mine, "rule": np.full((1, 4), 100.0), "poor": np.full((1, 4), 150.0), "oracle": np.full((1, 4), 60.0)}
+    costs = {
+        "mine": mine,
+        "rule": np.full((1, 4), 100.0),
+        "poor": np.full((1, 4), 150.0),
+        "oracle": np.full((1, 4), 60.0),
+    }
     metrics = {name: {"jct_mean_s": values, "slowdown_p99": values / 10} for name, values in costs.items()}
     return Regime("here", role, Evaluation((0, 1, 2, 3), metrics), ("mine",), ("oracle",))
 
