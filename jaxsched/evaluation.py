@@ -167,30 +167,22 @@ class Evaluation:
 
 
 def run_policy(
-    scenario: Scenario, members: Sequence[Policy], seeds: Sequence[int], *, at_a_time: int | None = None
+    scenario: Scenario, policy: Policy, seeds: Sequence[int], *, at_a_time: int | None = None
 ) -> Iterator[tuple[list[int], dict[str, FloatArray], list[str]]]:
-    """One policy, or the training seeds of one learned policy, on evaluation seeds: as many at a time as asked for.
+    """One policy on evaluation seeds, as many at a time as asked for.
 
     Yields:
-        Seeds, metrics ``[members, seeds]``, and warnings.
+        Seeds, metrics ``[seeds]``, and warnings.
     """
     from jaxsched.groups import GroupRunner, LaneSpec
 
-    weights = None
-    if len(members) > 1:
-        vectors = [member.scheduler.weights for member in members]
-        if any(w is None or len(w) != len(vectors[0] or ()) for w in vectors):
-            raise ValueError("members of one learned policy have one network")
-        weights = np.asarray(vectors, np.float32)
-    runner = GroupRunner(scenario, members[0], record=scenario.max_turns > 1)
+    runner = GroupRunner(scenario, policy, record=scenario.max_turns > 1)
+    weights = policy.scheduler.weights
     step = at_a_time or len(seeds)
     for first in range(0, len(seeds), step):
         own = np.asarray(list(seeds[first : first + step]), np.int64)
-        lanes = LaneSpec(np.tile(own, len(members)))
-        if weights is not None:
-            lanes = dataclasses.replace(lanes, weights=np.repeat(weights, len(own), axis=0))
-        result = runner.rollout(lanes)
-        kept = [metric for metric in KEPT if metric in result.metrics]
-        shape = (len(members), len(own))
-        metrics = {metric: np.asarray(result.metrics[metric]).reshape(shape) for metric in kept}
+        # Weights go by lane, so that all runs of one training are one compiled program.
+        by_lane = None if weights is None else np.tile(np.asarray(weights, np.float32), (len(own), 1))
+        result = runner.rollout(LaneSpec(own, weights=by_lane))
+        metrics = {metric: np.asarray(result.metrics[metric]) for metric in KEPT if metric in result.metrics}
         yield [int(seed) for seed in own], metrics, result.warnings()

@@ -9,7 +9,6 @@ kept in ``parts/``: the same command goes on where it was cut off.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
@@ -187,56 +186,55 @@ def _run_regime(
     seeds = list(range(scenario.seed, scenario.seed + regime.seeds))
     metrics, warnings = {}, []
     for name, members in policies.items():
-        part = _part(regime, scenario, name, members, seeds, parts)
-        rows = [part["seeds"][str(seed)] for seed in seeds]
-        metrics[name] = {m: np.asarray([row["metrics"][m] for row in rows]).T for m in rows[0]["metrics"]}
-        warnings += dict.fromkeys(f"{name}: {text}" for row in rows for text in row["warnings"])
-        if any(row["source"] != _source() for row in rows):
+        rows = [run_part(regime, scenario, name, member, seeds, parts) for member in members]
+        kept = [m for m in rows[0][0]["metrics"] if all(m in cell["metrics"] for row in rows for cell in row)]
+        metrics[name] = {m: np.asarray([[cell["metrics"][m] for cell in row] for row in rows]) for m in kept}
+        warnings += dict.fromkeys(f"{name}: {text}" for row in rows for cell in row for text in cell["warnings"])
+        if any(cell["source"] != _source() for row in rows for cell in row):
             warnings.append(f"{name}: simulated by another version of the sources")
     bounds = tuple(name for name, members in policies.items() if members[0].scheduler.is_bound)
     found = Evaluation(tuple(seeds), metrics, tuple(warnings))
     return Regime(regime.name, regime.role, found, tuple(config.learned), bounds, regime.note), warnings
 
 
-def _part(
-    regime: RegimeSection, scenario: Scenario, name: str, members: list[Policy], seeds: list[int], folder: Path
-) -> dict[str, Any]:
-    """One policy on one regime, seed by seed: what its file has, and the other seeds simulated now."""
+def run_part(
+    regime: RegimeSection, scenario: Scenario, name: str, policy: Policy, seeds: list[int], folder: Path
+) -> list[dict[str, Any]]:
+    """One policy on one regime, by seed: what its file has, and what it does not have simulated now."""
     from jaxsched.evaluation import run_policy
     from jaxsched.files import write_atomic
 
-    path = folder / f"{_plain(regime.name)}__{_plain(name)}__{part_key(scenario, members)}.json"
-    part = {"regime": regime.name, "policy": name, "members": [m.name for m in members], "seeds": {}}
+    path = folder / f"{_plain(regime.name)}__{_plain(name)}__{part_key(scenario, policy)}.json"
+    part: dict[str, Any] = {"regime": regime.name, "policy": name, "run": policy.name, "seeds": {}}
     if path.is_file():
         part = json.loads(path.read_text(encoding="utf-8"))
     known = part["seeds"]
     missing = [seed for seed in seeds if str(seed) not in known]
     begun = time.perf_counter()
-    for some, metrics, warnings in run_policy(scenario, members, missing, at_a_time=max(LANES // len(members), 1)):
+    for some, metrics, warnings in run_policy(scenario, policy, missing, at_a_time=LANES):
         for i, seed in enumerate(some):
-            values = {metric: values[:, i].tolist() for metric, values in metrics.items()}
+            values = {metric: float(column[i]) for metric, column in metrics.items()}
             known[str(seed)] = {"metrics": values, "warnings": warnings, "source": _source()}
         write_atomic(path, (json.dumps(part) + "\n").encode())
+    rows = [known[str(seed)] for seed in seeds]
     if missing:
-        mean = np.mean([known[str(seed)]["metrics"]["jct_mean_s"] for seed in seeds])
+        mean = np.mean([row["metrics"]["jct_mean_s"] for row in rows])
         print(f"{regime.name}: {name}, mean JCT {mean:.4g} s ({time.perf_counter() - begun:.0f} s)", flush=True)
-    return part
+    return rows
 
 
-def part_key(scenario: Scenario, members: Sequence[Policy]) -> str:
-    """Names what is simulated: the scenario, the policies with their numbers."""
+def part_key(scenario: Scenario, policy: Policy) -> str:
+    """Names what is simulated: the scenario, and the policy with its numbers."""
     setting = scenario.config.to_dict()
     for field in ("name", "description", "compare", "policy"):
         setting.pop(field, None)
     if setting["workload"].get("path"):
         setting["workload"]["path"] = Path(setting["workload"]["path"]).name
-    rules = [
-        [m.scheduler.spec.name if m.scheduler.weights is None else "learned", m.router.name, m.settings(),
-         m.scheduler.weights, dataclasses.asdict(m.scheduler)["sees_true_length"]]
-        for m in members
-    ]  # fmt: skip
-    data = json.dumps([setting, rules], sort_keys=True)
-    return hashlib.sha256(data.encode()).hexdigest()[:12]
+    scheduler = policy.scheduler
+    rule = "learned" if scheduler.weights is not None else scheduler.spec.name
+    parts = "offload" if scheduler.spec.offload is not None else ""
+    data = [setting, rule, parts, policy.router.name, policy.settings(), scheduler.weights, scheduler.sees_true_length]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _source() -> str:

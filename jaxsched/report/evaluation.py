@@ -98,8 +98,8 @@ def _summary(regimes: Sequence[Regime], reference: str, bound: str, confidence: 
     head = ("regime", "role", "policy", "seeds", "best rule there", "better by", "verdict",
             "share of the gap to the bound", "p99 slowdown", "of that rule")  # fmt: skip
     say = (
-        "Best rule: lowest geometric mean of the mean job completion time among the rules that ran, chosen on "
-        f"these seeds, which favours it. Better by: 1 - ratio of geometric means, paired by evaluation seed, {confidence:.0%} "
+        "Best rule: lowest geometric mean of the mean job completion time among the rules that ran, chosen on these "
+        f"seeds, which favours it. Better by: 1 - ratio of geometric means, paired by seed; {confidence:.0%} "
         "interval over training and evaluation seeds. Even: the interval contains 0. A control ties where it contains "
         f"0 or the difference is at most {tie:.0%}. Share of the gap: 0 is {reference}, 1 is {bound} (a heuristic with "
         "hindsight); 1 minus it is the normalised regret."
