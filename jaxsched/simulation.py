@@ -26,7 +26,7 @@ from jaxsched.sim.clock import split_us
 from jaxsched.sim.machine import advance, init_state, is_done
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
-from jaxsched.sim.state import Count, Flag, Instance, State
+from jaxsched.sim.state import GONE, Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.slots import first_slots
 from jaxsched.tiering import ClusterTiers, tier_params
@@ -243,7 +243,7 @@ def _snapshot(state: State) -> dict[str, jax.Array]:
         "now": state.now,
         "arrived": counts[Count.ARRIVED],
         "finished": counts[Count.FINISHED],
-        "gone": counts[Count.REJECTED_SIZE] + counts[Count.REJECTED_QUEUE] + counts[Count.TIMED_OUT],
+        "gone": jnp.sum(counts[jnp.asarray(GONE)]),
         "begun": state.arrivals,
         "done": counts[Count.PROGRAMS_DONE],
         "running": rows[_ROWS["running"]],

@@ -190,8 +190,9 @@ def _run_regime(
         kept = [m for m in rows[0][0]["metrics"] if all(m in cell["metrics"] for row in rows for cell in row)]
         metrics[name] = {m: np.asarray([[cell["metrics"][m] for cell in row] for row in rows]) for m in kept}
         warnings += dict.fromkeys(f"{name}: {text}" for row in rows for cell in row for text in cell["warnings"])
-        if any(cell["source"] != _source() for row in rows for cell in row):
-            warnings.append(f"{name}: simulated by another version of the sources")
+        others = sum(cell["source"] != _source() for row in rows for cell in row)
+        if others:
+            warnings.append(f"{name}: {others} of {len(rows) * len(seeds)} runs by another version of the sources")
     bounds = tuple(name for name, members in policies.items() if members[0].scheduler.is_bound)
     found = Evaluation(tuple(seeds), metrics, tuple(warnings))
     return Regime(regime.name, regime.role, found, tuple(config.learned), bounds, regime.note), warnings
@@ -204,7 +205,7 @@ def run_part(
     from jaxsched.evaluation import run_policy
     from jaxsched.files import write_atomic
 
-    path = folder / f"{_plain(regime.name)}__{_plain(name)}__{part_key(scenario, policy)}.json"
+    path = folder / f"{_plain(name)}__{part_key(scenario, policy)}.json"
     part: dict[str, Any] = {"regime": regime.name, "policy": name, "run": policy.name, "seeds": {}}
     if path.is_file():
         part = json.loads(path.read_text(encoding="utf-8"))

@@ -45,13 +45,11 @@ from jaxsched.sim.kv.runs import RunTableState
 from jaxsched.sim.machine import end_of_chunk, init_state, is_done
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
-from jaxsched.sim.state import Count, Flag, State
+from jaxsched.sim.state import GONE, Count, Flag, State
 from jaxsched.sim.static import SimStatic
 
 #: Horizons from this epoch on are none.
 _NO_HORIZON_EPOCH = 2**29
-#: Turns that end a program without finishing it. Such a program stays in the system as far as costs are concerned.
-_LOST = (Count.REJECTED_SIZE, Count.REJECTED_QUEUE, Count.TIMED_OUT)
 
 
 class ClusterParams(struct.PyTreeNode):
@@ -256,7 +254,8 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         area = self._area(requests, before, after, clock, since, dt_s, ended)
         new = growth(before, after)
         good = jnp.sum(after.metrics.class_good - before.metrics.class_good).astype(jnp.float32)
-        lost = sum(new[which] for which in _LOST)
+        # Turns that end a program without finishing it; it stays in the system as far as costs are concerned.
+        lost = sum(new[which] for which in GONE)
         charge = jnp.where(done, jnp.sum(params.class_weight * left) * params.residual_s, 0.0)
         costs = jnp.stack([
             jnp.sum(area), new[Count.FINISHED], good, new[Count.SCHEDULED_TOKENS], new[Count.RECOMPUTED_TOKENS],

@@ -156,6 +156,7 @@ class RolloutResult:
             "finished": counts[:, Count.FINISHED],
             "rejected_size": counts[:, Count.REJECTED_SIZE],
             "rejected_queue": counts[:, Count.REJECTED_QUEUE],
+            "rejected_late": counts[:, Count.REJECTED_LATE],
             "timed_out": counts[:, Count.TIMED_OUT],
         }
         settled["unfinished"] = counts[:, Count.ARRIVED] - sum(settled.values())

@@ -8,16 +8,20 @@ from typing import NoReturn
 
 from jaxsched.errors import UserError
 from jaxsched.policies.aggressive import AGGRESSIVE
+from jaxsched.policies.atc import ATC
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
 from jaxsched.policies.clairvoyant import BELADY, CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
+from jaxsched.policies.early_reject import EARLY_REJECT, with_early_rejection
+from jaxsched.policies.edd import EDD, EDF
 from jaxsched.policies.ewsjf import EWSJF
 from jaxsched.policies.fastswitch import FASTSWITCH, VLLM_SWAP
 from jaxsched.policies.gittins import GITTINS, GITTINS_INDEX, GITTINS_RETENTION
 from jaxsched.policies.learned import from_export, is_path, network_export
+from jaxsched.policies.mdd import MDD
 from jaxsched.policies.minwaste import MINWASTE
 from jaxsched.policies.mlfq import MLFQ
 from jaxsched.policies.offload import LEARN_PAUSES, OFFLOAD, PREFETCH, TIER_DEFAULTS, Offload
@@ -28,6 +32,7 @@ from jaxsched.policies.program_fcfs import PROGRAM_FCFS, arrival_order
 from jaxsched.policies.routers import ROUTERS
 from jaxsched.policies.sarathi import SARATHI
 from jaxsched.policies.sjf import SJF, SJF_ORACLE
+from jaxsched.policies.slack import SLACK
 from jaxsched.policies.srpt import SRPT, SRPT_ORACLE
 from jaxsched.policies.static_batching import STATIC
 from jaxsched.policies.vllm import VLLM, VLLM_ASYNC, VLLM_PRIORITY
@@ -40,6 +45,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
         PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
+        EDD, EDF, MDD, SLACK, ATC,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"
@@ -94,8 +100,12 @@ def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = 
         return _with_network(export, name or scheduler, parts, router, params)
     chosen = from_export(first) if is_path(first) else _lookup(SCHEDULERS, first, "policy")
     for part in parts:
-        if part not in (*RETENTIONS, GATE, PEAK, *OFFLOADS):
-            _lookup({**RETENTIONS, GATE: None, PEAK: None, **OFFLOADS, **ROUTERS}, part, "part of a policy")
+        if part not in (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS):
+            _lookup(
+                {**RETENTIONS, GATE: None, PEAK: None, EARLY_REJECT: None, **OFFLOADS, **ROUTERS},
+                part,
+                "part of a policy",
+            )
         chosen = _with_part(chosen, part)
     chosen = _that_learns(chosen)
     policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))
@@ -128,7 +138,7 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     spec = scheduler.spec
     if spec.family != "v1":
         raise UserError(
-            f"{spec.name}+{part}: the {spec.family} engine has no prefix cache",
+            f"{spec.name}+{part}: the {spec.family} engine has no prefix cache and no ordered queue",
             expected="a scheduler of the V1 engine, e.g. vllm or pfcfs",
         )
     spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", order=spec.order or arrival_order)
@@ -137,6 +147,8 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
             f"{scheduler.spec.name}+{part}: a learned policy decides that itself",
             expected="the learned policy alone, or with a router",
         )
+    if part == EARLY_REJECT:
+        return with_early_rejection(dataclasses.replace(scheduler, spec=spec))
     if part == GATE:
         return dataclasses.replace(scheduler, spec=dataclasses.replace(spec, gate=True))
     if part == PEAK:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxsched.errors import UserError
+from jaxsched.sim.due import MOST_US
 from jaxsched.sim.params import SchedulerParams
 from jaxsched.sim.retain import OffloadRule, RetainHead
 from jaxsched.sim.static import RouteHead, SchedulerSpec
@@ -39,6 +40,7 @@ class Scheduler:
     retain_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the retention head, in its order
     admit_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the admission head, in its order
     tier_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `TIER_SETTINGS`, if it offloads
+    work_params: dict[str, int] = dataclasses.field(default_factory=dict)  # `due.PARAMETERS`, if it reads due dates
     weights: tuple[float, ...] | None = None  # of a learned policy, for all its heads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
 
@@ -107,7 +109,7 @@ class Policy:
 
     def _head_params(self) -> dict[str, float]:
         s = self.scheduler
-        own = {**s.order_params, **s.retain_params, **s.admit_params, **s.tier_params}
+        own = {**s.order_params, **s.retain_params, **s.admit_params, **s.tier_params, **s.work_params}
         return {**own, **self.router.params}
 
     def route_params(self) -> jnp.ndarray | None:
@@ -144,8 +146,22 @@ class Policy:
             retain=jnp.asarray(retain, jnp.float32).reshape(-1),
             admit=jnp.asarray(admit, jnp.float32).reshape(-1),
             gate_fraction=jnp.float32(values["gate_fraction"]),
+            work=self._work(values),
             weights=None if self.scheduler.weights is None else jnp.asarray(self.scheduler.weights, jnp.float32),
         )
+
+    def _work(self, values: dict[str, float]) -> jnp.ndarray | None:
+        if not self.scheduler.spec.due:
+            return None
+        costs = {name: int(values[name]) for name in self.scheduler.work_params}
+        for name, cost in costs.items():
+            if not 0 <= cost < MOST_US[name]:
+                raise UserError(
+                    f"{name} is {values[name]:g}",
+                    where=f"policy {self.name}",
+                    expected=f"0 <= {name} < {MOST_US[name]} us per token",
+                )
+        return jnp.asarray(list(costs.values()), jnp.int32)
 
     def needs_ordered_budget(self) -> bool:
         """Whether the token budget can run out inside the running list, so that list order matters there."""

@@ -14,6 +14,7 @@ FATES: dict[str, str] = {
     "unfinished": "still in the system when the run ended",
     "rejected_size": "refused at arrival: could never fit into the KV memory",
     "rejected_queue": "refused at arrival: the waiting queue was full",
+    "rejected_late": "refused: it could no longer meet its limits",
     "timed_out": "dropped at its deadline",
     "never_arrived": "a later turn of a program that ended early",
 }

@@ -100,7 +100,7 @@ td.best{background:color-mix(in srgb,var(--better) 9%,transparent)}
 .bar{display:flex;height:10px;width:190px;border-radius:3px;overflow:hidden;background:var(--grid);margin-top:6px}
 .bar i{display:block}
 .f-finished{background:#2f9e5b}.f-unfinished{background:#8ea1b5}.f-rejected_size{background:#7a4fc9}
-.f-rejected_queue{background:#e8590c}.f-timed_out{background:#c2255c}.f-never_arrived{background:#d8a400}
+.f-rejected_queue{background:#e8590c}.f-rejected_late{background:#f08c00}.f-timed_out{background:#c2255c}.f-never_arrived{background:#d8a400}
 .legend{display:flex;flex-wrap:wrap;gap:4px 8px;margin:0 0 14px -6px;padding:0;list-style:none;font-size:13.5px}
 .legend li{padding:2px 9px 2px 6px;border-radius:6px;cursor:default;display:flex;align-items:center;gap:7px}
 .legend li[data-series]:hover,.legend li[data-series]:focus-visible{background:var(--grid);outline:0}

@@ -9,6 +9,7 @@ from jaxsched.sim import offload
 from jaxsched.sim.admit import AdmitHead, AdmitView, lengths_of, words_of
 from jaxsched.sim.arrivals import hash_bits, in_measured_cohort
 from jaxsched.sim.clock import relative_us
+from jaxsched.sim.due import DueView, due_view, too_late
 from jaxsched.sim.event import Event, ceil_blocks, count, first_slot, set_where, slot_with
 from jaxsched.sim.gate import gate_open, remaining_us
 from jaxsched.sim.kv import Hit
@@ -113,7 +114,25 @@ def queue_view(event: Event) -> QueueView:
         wait_us=event.since(event.now, columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
         advanced_mask=None if event.service is None else event.service.advanced(slots.known),
         attained_us=None if event.service is None else event.service.attained(event.running_mask),
+        due=_due(event) if static.scheduler.due else None,
         remaining_us=remaining_us(event, row, pinned) if static.scheduler.foresees else None,
+    )
+
+
+def _due(event: Event) -> DueView:
+    slots, columns, params = event.slots, event.columns(), event.params
+    klass = columns[:, Col.KLASS]
+    assert params.scheduler.work is not None
+    return due_view(
+        params.scheduler.work,
+        limits_us=(params.slo_ttft_us[klass], params.slo_tpot_us[klass], params.slo_e2e_us[klass]),
+        arrival=(columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
+        epoch=event.state.epoch,
+        now_us=event.now,
+        known_tokens=slots.known,
+        computed_tokens=slots.computed + jnp.abs(slots.chunk),
+        prompt_tokens=slots.prompt,
+        predicted_tokens=columns[:, Col.PREDICTED],
     )
 
 
@@ -194,6 +213,12 @@ def admission_step(
         timeout = event.params.timeout_us[column[Col.KLASS]]
         arrived = relative_us(column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US], state.epoch)
         expired = ~dead & (timeout > 0) & (arrived + timeout <= event.now)
+    hopeless = jnp.bool_(False)
+    if static.scheduler.rejects_late:
+        assert view.due is not None
+        late = too_late(view.due, view.preempted_mask)
+        hopeless = exists & ~expired & jnp.any(late & (event.index == slot))
+    gives_up = expired | hopeless
     row, tokens_known = column[Col.REQUEST], known
     if event.prefetch is not None:  # another turn is looked up, and nobody is admitted in this micro-step
         row = jnp.where(event.prefetch.active, event.prefetch.row, row)
@@ -202,8 +227,8 @@ def admission_step(
     displaced = dropped_early = jnp.bool_(False)
     if static.scheduler.preemptive:
         may_displace = may_displace & active & exists & (state.preempted == 0) & jnp.any(event.running_mask)
-        displaced = _displace(event, may_displace & ~expired, view, key, best, known, cached)
-        dropped_early = may_displace & expired  # a candidate past its deadline goes when it is considered, here too
+        displaced = _displace(event, may_displace & ~gives_up, view, key, best, known, cached)
+        dropped_early = may_displace & gives_up  # a candidate past its deadline goes when it is considered, here too
         may |= dropped_early
         state = event.state
     active = active & ~displaced
@@ -245,11 +270,11 @@ def admission_step(
         memory &= _head_lets_in(event, head, column[Col.REQUEST], known, prompt, cached) | (inst.running == 0)
         stays_out = ~(memory & fits) if head.stays_out else stays_out
     if fcfs:  # in a row shorter than full; whatever else keeps a request out does so in full rows too
-        short = active & may & ~dead & ~expired & fits & memory & ~room_for_slot
+        short = active & may & ~dead & ~gives_up & fits & memory & ~room_for_slot
         event.state = state.replace(flags=state.flags | jnp.where(short, int(Flag.SLOTS_SHORT), 0))
     considered = active & may & ~dead & room_for_slot
-    drops = active & may & expired
-    admits = considered & ~expired & fits & memory
+    drops = active & may & gives_up
+    admits = considered & ~gives_up & fits & memory
     pops_dead = active & may & dead
     loads = books_load = jnp.bool_(False)
     if found is not None:
@@ -258,7 +283,7 @@ def admission_step(
         admits &= ~loads
 
     _admit(event, slot, admits, fresh, column, prompt, cached, hit_tokens, tokens, blocks, reserved)
-    _drop(event, slot, drops, fresh, column, prompt)
+    _drop(event, slot, drops, hopeless, fresh, column, prompt)
     if fcfs:
         _pop(event, admits | drops | pops_dead)
         slots.order = set_where((event.index == slot) & pops_dead, EMPTY, slots.order)
@@ -281,7 +306,7 @@ def admission_step(
     blocked = seats | ~room_for_slot
     if static.prefix_cache != "blocks":
         # (In a block table a running request's outputs may be the candidate's prompt: its hits can grow during a run.)
-        waits = may & ~expired & stays_out
+        waits = may & ~gives_up & stays_out
         if static.gated:  # the gate may close before a new program, and so let another one be the candidate
             waits &= ~jnp.any(enters & (event.index == slot))
         blocked |= waits
@@ -351,21 +376,23 @@ def _learn_from_wait(event: Event, first, column, cached: Hit) -> None:
     event.state = event.state.replace(learned=head.readmitted(event.state.learned, wait_us, evicted))
 
 
-def _drop(event: Event, slot, active, fresh, column, prompt) -> None:
-    """A waiting request whose deadline has passed leaves when it is considered."""
+def _drop(event: Event, slot, active, hopeless, fresh, column, prompt) -> None:
+    """A waiting request whose deadline has passed, or cannot be met any more, leaves when it is considered."""
     static, slots = event.static, event.slots
-    if not static.timeouts:
+    if not (static.timeouts or static.scheduler.rejects_late):
         return
     mask = (event.index == slot) & active & ~fresh
     slots.order = set_where(mask, EMPTY, slots.order)
     slots.known = set_where(mask, 0, slots.known)
     event.add_waiting(-1, active, prompt, column[Col.REQUEST])
     event.drop_work(active, prompt, column)
-    event.tally.count(Count.TIMED_OUT, active)
+    event.tally.count(Count.TIMED_OUT, active & ~hopeless)
+    if static.scheduler.rejects_late:
+        event.tally.count(Count.REJECTED_LATE, active & hopeless)
     event.record(
         column[Col.REQUEST],
         active,
-        fate=jnp.int32(Fate.TIMED_OUT),
+        fate=jnp.where(hopeless, Fate.REJECTED_LATE, Fate.TIMED_OUT).astype(jnp.int32),
         preemptions=column[Col.PREEMPTIONS],
         scheduled_tokens=column[Col.LOST_TOKENS],
     )

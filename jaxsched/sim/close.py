@@ -57,7 +57,9 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
             memory_in = jnp.int32(k)
         pure = (num_prefill == 0) & (state.preempted == 0) & (num_emit == num_decode)
         quiet = inst.waiting == 0
-        if not static.timeouts and (static.scheduler.order is None or static.scheduler.static_keys):
+        if not (static.timeouts or static.scheduler.rejects_late) and (
+            static.scheduler.order is None or static.scheduler.static_keys
+        ):
             quiet |= blocked
         if not static.scheduler.asynchronous and static.scheduler.family != "v0":
             pure &= num_decode == inst.running

@@ -20,7 +20,7 @@ from jaxsched.sim.graph import COUNT
 from jaxsched.sim.kv import BlockTableState, blocks, runs
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
-from jaxsched.sim.state import DEAD, WAITING, Col, Count, Flag, Instance, Slots, State
+from jaxsched.sim.state import DEAD, GONE, WAITING, Col, Count, Flag, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 
 
@@ -151,12 +151,9 @@ def _total(state: State, *which: Count) -> Int[Array, ""]:
     return sum((state.metrics.counts[c] + (state.metrics.counts_high[c] << 30) for c in which), jnp.int32(0))
 
 
-_GONE = (Count.REJECTED_SIZE, Count.REJECTED_QUEUE, Count.TIMED_OUT)
-
-
 def _lost(state: State, instance) -> Bool[Array, ""]:
     in_system = jnp.sum(instance.running + instance.waiting)
-    return _total(state, Count.ARRIVED) != _total(state, Count.FINISHED, *_GONE) + in_system
+    return _total(state, Count.ARRIVED) != _total(state, Count.FINISHED, *GONE) + in_system
 
 
 def _programs(static: SimStatic, requests: Requests, state: State, instance) -> Bool[Array, ""]:
@@ -164,7 +161,7 @@ def _programs(static: SimStatic, requests: Requests, state: State, instance) -> 
         return _graphs(requests, state)
     paused = jnp.sum((state.paused.request >= 0).astype(jnp.int32)) if static.num_paused else 0
     in_system = jnp.sum(instance.running + instance.waiting)
-    accounted = _total(state, Count.PROGRAMS_DONE, *_GONE) + paused + in_system
+    accounted = _total(state, Count.PROGRAMS_DONE, *GONE) + paused + in_system
     overflow = (state.flags & int(Flag.PAUSED_OVERFLOW)) != 0
     return jnp.where(overflow, accounted > state.arrivals, accounted != state.arrivals)
 

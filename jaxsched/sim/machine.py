@@ -33,7 +33,7 @@ LONGEST_RUN_US = 2**29
 #: A lane waits for the rebase at the end of the chunk rather than take an event this late in its epoch.
 HOLD_US = 2**31 - LONGEST_RUN_US - 2**20
 #: What only so much of can happen: without any of it, preemptions lead nowhere.
-PROGRESS = (Count.OUTPUT_TOKENS, Count.FINISHED, Count.TIMED_OUT)
+PROGRESS = (Count.OUTPUT_TOKENS, Count.FINISHED, Count.TIMED_OUT, Count.REJECTED_LATE)
 
 
 def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: State) -> tuple[State, dict]:

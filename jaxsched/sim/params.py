@@ -24,6 +24,7 @@ class SchedulerParams(struct.PyTreeNode):
     retain: Float[Array, " r"]  # parameters of the retention head, see the policy's file
     admit: Float[Array, " a"]  # parameters of the admission head, see the policy's file
     gate_fraction: Float[Array, ""]  # share of the pool that the contexts of begun programs may fill
+    work: Int[Array, " 2"] | None = None  # us per prompt token and per output token, for due dates; None: not read
     weights: Float[Array, " w"] | None = None  # of a learned policy: what all its heads get instead; None: it is not
 
     def of_order(self) -> Array:

@@ -57,6 +57,7 @@ class Fate(enum.IntEnum):
     REJECTED_SIZE = 3
     REJECTED_QUEUE = 4
     TIMED_OUT = 5
+    REJECTED_LATE = 6
 
 
 class Flag(enum.IntFlag):
@@ -121,6 +122,11 @@ class Count(enum.IntEnum):
     REMOTE_IN_BLOCKS = 19  # copied from the remote pool to host memory
     TRANSFERS = 20  # operations of all these copies
     STALL_US = 21  # time that instances waited for copies
+    REJECTED_LATE = 22
+
+
+#: Turns that left without being served.
+GONE = (Count.REJECTED_SIZE, Count.REJECTED_QUEUE, Count.TIMED_OUT, Count.REJECTED_LATE)
 
 
 @dataclasses.dataclass

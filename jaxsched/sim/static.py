@@ -43,6 +43,8 @@ class SchedulerSpec:
     gate_final: bool = False  # ... counted as large as they will grow: a bound
     foresees: bool = False  # a bound: reads `Requests.foresight`
     admit: AdmitHead | None = None  # a memory test at admission beyond the engine's own (V1 family)
+    due: bool = False  # reads due dates and predicted work (`DueView`)
+    rejects_late: bool = False  # refuses who can no longer meet the limits of its class
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
 
@@ -53,6 +55,8 @@ class SchedulerSpec:
             raise ValueError("a gate on final contexts is a gate, and foresees")
         if self.admit is not None and (self.family != "v1" or self.asynchronous):
             raise ValueError("admission heads need a synchronous V1 engine")
+        if self.rejects_late and (self.order is None or self.asynchronous or not self.due):
+            raise ValueError("early rejection needs an ordered queue, a synchronous engine and due dates")
         if self.service is not None and (self.order is None or self.asynchronous):
             raise ValueError("attained service needs an ordered queue and a synchronous engine")
 

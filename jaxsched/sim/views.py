@@ -8,6 +8,8 @@ from __future__ import annotations
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsched.sim.due import DueView
+
 
 class QueueView(struct.PyTreeNode):
     """One instance's slots, for order heads."""
@@ -33,6 +35,7 @@ class QueueView(struct.PyTreeNode):
     #: It has yielded a token since its admission (schedulers with a `ServiceRule`).
     advanced_mask: Bool[Array, " s"] | None = None
     remaining_us: Int[Array, " s"] | None = None  # work left of its program, history included unless pinned (bounds)
+    due: DueView | None = None  # due dates and predicted work (schedulers with `SchedulerSpec.due`)
     attained_us: Int[Array, " s"] | None = None  # service that counts for the call (schedulers with a `ServiceRule`)
 
 

@@ -15,14 +15,16 @@ Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negat
 Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
 Order = Literal[
     "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas",
-    "srpt_program",
+    "srpt_program", "edd", "edf", "mdd", "slack", "atc",
 ]  # fmt: skip
 Retention = Literal["", "static_ttl", "preserve", "clair", "belady"]
 Router = Literal[
     "round_robin", "random", "least_outstanding", "least_kv", "power_of_two", "least_work", "program_sticky",
     "sglang", "preble_e2", "conductor", "dynamo_kv", "llmd_score",
 ]  # fmt: skip
-Fate = Literal["finished", "unfinished", "rejected_size", "rejected_queue", "timed_out", "never_arrived"]
+Fate = Literal[
+    "finished", "unfinished", "rejected_size", "rejected_queue", "rejected_late", "timed_out", "never_arrived"
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class EngineConfig:
     starvation_ratio: int = 10  # 0 = nobody is promoted
     preempts: bool = True
     pinned_first: int = 1  # 0: no; 1: inside a level; 2: before all levels
+    limits_us: tuple[tuple[int, int, int], ...] = ()  # per class: time to first token, per output token, end to end
+    prompt_us: int = 80  # predicted time of a request alone, per token
+    output_us: int = 20_000
+    lookahead_tenths: int = 20  # of atc
+    rejects_late: bool = False
     tiers: TierConfig | None = None  # host memory and a remote pool for contexts
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.oracle import admission, attained, other_engines, vllm_v1
+from tests.oracle import admission, attained, due, other_engines, vllm_v1
 from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
 from tests.oracle.data import EngineConfig, Record, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
@@ -125,10 +125,16 @@ class Instance:
             self.noted["kept_out_by_gate"] += len(considered) < len(self.waiting)
             considered = [r for r in considered if r.row not in self.pool.loading]
             choice = choose(self.config, considered, call.now_us, self.pool.pinned_turns())
-            if choice.request is None or not self._is_expired(choice.request, call.now_us):
-                self.smallest_gap = min(self.smallest_gap, choice.relative_gap)
+            if choice.request is None:
+                return None
+            self.smallest_gap = min(self.smallest_gap, choice.relative_gap)
+            if self._is_expired(choice.request, call.now_us):
+                self._abort(choice.request, call.now_us)
+            elif due.too_late(self.config, choice.request, call.now_us):
+                choice.request.record.fate = "rejected_late"
+                self._remove(choice.request, call.now_us)
+            else:
                 return choice.request
-            self._abort(choice.request, call.now_us)
 
     def run(self, call: Call, request: Request, n: int) -> None:
         """Put n tokens of a running request, for which it holds blocks, into the step."""

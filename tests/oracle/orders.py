@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from tests.oracle import attained
+from tests.oracle import attained, due
 from tests.oracle.data import EngineConfig, Request
 
 #: Orders in which a waiting request may push out a running one.
-PREEMPTIVE = ("srpt", "mlfq", "fastswitch", "plas", "atlas")
+PREEMPTIVE = ("srpt", "mlfq", "fastswitch", "plas", "atlas", "edf")
 BY_SERVICE = ("plas", "atlas")
 EPOCH_US = 2**30  # the update clock of fastswitch begins anew at each
 
@@ -31,6 +31,8 @@ def order_key(config: EngineConfig, request: Request, now_us: int, pinned: Colle
         period_us = config.switch_update_us
         period = now_us // EPOCH_US * (EPOCH_US // period_us + 1) + now_us % EPOCH_US // period_us
         return _mix(_mix(period * 0x9E3779B9 & 0xFFFFFFFF) ^ request.program) & 0x7FFFFFFF
+    if config.order == "edf":
+        return due.finish(config, request)
     if config.order == "srpt":
         return max(request.predicted_tokens - request.gen, 1)
     assert config.order == "mlfq"
@@ -94,6 +96,12 @@ def choose(config: EngineConfig, waiting: list[Request], now_us: int, pinned: Co
         return Choice(min(ready, key=lambda r: (r.predicted_tokens, r.sequence)))
     if config.order in PREEMPTIVE:
         return Choice(min(ready, key=lambda r: (order_key(config, r, now_us, pinned), r.sequence)))
+    if config.order in due.KEYS:
+        return Choice(min(ready, key=lambda r: (due.KEYS[config.order](config, r, now_us), r.sequence)))
+    if config.order == "atc":
+        ranked = sorted((due.tardiness_cost(config, r, ready, now_us), r.sequence, r.row) for r in ready)
+        best = next(r for r in ready if r.row == ranked[0][2])
+        return Choice(best, ranked[1][0] - ranked[0][0] if len(ranked) > 1 and ranked[1][0] > ranked[0][0] else 1.0)
     assert config.order == "ewsjf"
     return _choose_ewsjf(config, ready, now_us)
 

@@ -51,6 +51,7 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "atlas": ("vllm", "atlas", False),
     "fastswitch": ("vllm", "fastswitch", False),
     "srpt_program": ("vllm", "srpt_program", False),
+    **{name: ("vllm", name, False) for name in ("edd", "edf", "mdd", "slack", "atc")},
 }
 #: The reference's `admission` with "vllm", by name of the scheduler.
 ADMISSIONS = ("past_future", "conservative")
@@ -245,7 +246,16 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
             "reserved": draw.choice([0.0, 0.05, 0.25]),
             "overcommit": draw.choice([0.75, 1.0, 1.5]),
         }
-    rule = next((part for part in parts if part not in ("gate", "peak", "offload", "prefetch")), "")
+    no_rules = ("gate", "peak", "offload", "prefetch", "early_reject")
+    rule = next((part for part in parts if part not in no_rules), "")
+    dates: dict[str, Any] = {}
+    if variant.policy.scheduler.spec.due:
+        dates = {
+            "limits_us": tuple(zip(*SLOS_US, strict=True)),
+            "prompt_us": draw.choice([0, 60, 2000]),
+            "output_us": draw.choice([0, 4000, 20_000]),
+            "rejects_late": "early_reject" in parts,
+        }
     if parts and order == "fcfs":
         order = "arrival"  # a queue that pins and the gate can look into
     longest = size.max_prompt + size.max_output
@@ -285,6 +295,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         **ORDER_CONFIG,
         **by_service,
         **admission,
+        **dates,
     )
 
 
@@ -455,6 +466,8 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
 
 def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, np.ndarray]:
     """Orders by attained service take their parameters lane by lane."""
+    if variant.policy.scheduler.spec.due:
+        return {"work": np.asarray([(e.prompt_us, e.output_us) for e in engines], np.int32)}
     if variant.base == "fastswitch":
         rows = [(e.switch_update_us // 1000, int(e.loaded_first)) for e in engines]
         return {"order": np.asarray(rows, np.int32)}

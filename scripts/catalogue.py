@@ -1,0 +1,162 @@
+"""Write docs/policies.md: every policy, what it decides, its source, what is faithful and simplified, what runs it.
+
+    python scripts/catalogue.py [--check]
+
+From the registry (jaxsched/policies), docstrings and shipped configurations; `--check` only says whether the page is
+up to date (exit code 1 if not).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxsched import policies
+from jaxsched.catalogue import LISTS
+from jaxsched.policies.base import Retention, Router, Scheduler
+from jaxsched.policies.offload import Offload
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "policies.md"
+ENTRIES = (Scheduler, Retention, Router, Offload)
+PARTS = {
+    policies.GATE: ("jaxsched.retention.gate", "admission of new programs"),
+    policies.PEAK: ("jaxsched.policies.clairvoyant", "admission of new programs (a bound)"),
+    policies.EARLY_REJECT: ("jaxsched.policies.early_reject", "rejection"),
+}
+HEAD = """# Policies
+Every policy of `jaxsched list policies`: what it decides, where it comes from, what of the original is kept. Written
+by `python scripts/catalogue.py` from the code and the configurations; edit those. A policy is a scheduler, then in any
+order a retention rule, parts and a router, joined by "+": `continuum+gate+program_sticky`. Semantics, rule by rule:
+docs/semantics.md; published effects: docs/reproductions.md; learned policies: docs/index_policies.md.
+"""
+
+
+def _modules() -> dict[int, str]:
+    """Entry (by identity) -> module that defines it; the deepest wins."""
+    found: dict[int, str] = {}
+    for info in pkgutil.walk_packages(policies.__path__, "jaxsched.policies."):
+        if info.ispkg:
+            continue
+        for value in vars(importlib.import_module(info.name)).values():
+            for entry in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(entry, ENTRIES):
+                    found.setdefault(id(entry), info.name)
+    return found
+
+
+def _honesty(text: str) -> str:
+    """The sentences "Faithful ..." and "Simplified ..." of a docstring, or ""."""
+    paragraph = re.search(r"(?:^|(?<=\s))((?:Faithful|Simplified).*?)(?=\n\s*\n|\Z)", text, re.DOTALL)
+    return " ".join(paragraph.group(1).split()) if paragraph else ""
+
+
+def _rule(text: str) -> str:
+    """The paragraph "Rule: ..." of a docstring without what follows it, or ""."""
+    found = re.search(
+        r"Rule:\s*(.*?)(?=\n\s*\n|\n(?:Faithful|Simplified)|\s(?:Faithful|Simplified):|\Z)", text, re.DOTALL
+    )
+    return " ".join(found.group(1).split()) if found else ""
+
+
+def _decides(entry: Any) -> str:
+    """The decision heads of an entry."""
+    if isinstance(entry, Router):
+        sees = {"none": "", "cache": ", sees the prefix caches", "record": ", remembers what it sent"}[
+            entry.reads_cache
+        ]
+        return f"route{sees}"
+    if isinstance(entry, Retention):
+        order = ", the order in which contexts are evicted" if entry.head.value is not None else ""
+        return "retain" + order + (", offload" if entry.offload is not None else "")
+    if isinstance(entry, Offload):
+        return "offload"
+    spec = entry.spec
+    heads = [
+        (spec.family != "v1", f"batch formation ({spec.family})"),
+        (spec.order is not None, "order"),
+        (spec.preemptive, "preempt"),
+        (spec.priority_victims, "victims"),
+        (spec.retain is not None, "retain"),
+        (spec.admit is not None, "admit"),
+        (spec.offload is not None, "offload"),
+    ]
+    named = [name for is_on, name in heads if is_on] or ["batch formation (v1)"]
+    return ", ".join(named) + ("; a bound: knows what no engine can" if entry.is_bound else "")
+
+
+def _configurations() -> dict[str, list[str]]:
+    """Part of a policy's name -> comparisons that run it."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "configs" / "compare").glob("*.yaml")):
+        listed = (yaml.safe_load(path.read_text()).get("compare") or {}).get("policies") or []
+        for item in listed:
+            name = (
+                item
+                if isinstance(item, str)
+                else "+".join(str(item[key]) for key in ("scheduler", "router") if key in item)
+            )
+            for part in name.split("+"):
+                if path.name not in found.setdefault(part, []):
+                    found[part].append(path.name)
+    return found
+
+
+def _entry(name: str, summary: str, decides: str, source: str, text: str, runs: list[str]) -> str:
+    lines = [f"### `{name}`", f"{summary}.", f"Decides: {decides}. Source: {source}."]
+    lines += [f"Rule: {rule}"] if (rule := _rule(text)) else []
+    lines += [honesty] if (honesty := _honesty(text)) else []
+    shown = ", ".join(f"`configs/compare/{file}`" for file in runs[:4])
+    lines.append(
+        f"Runs in: {shown}{' and others' if len(runs) > 4 else ''}." if runs else "Runs in: no comparison yet."
+    )
+    return "\n\n".join(lines)
+
+
+def page() -> str:
+    """The text of docs/policies.md."""
+    modules, configs = _modules(), _configurations()
+
+    def text_of(entry: Any) -> str:
+        module = importlib.import_module(modules[id(entry)])
+        if isinstance(entry, Router) and modules[id(entry)].endswith(".routers"):
+            return entry.route.__doc__ or ""
+        return module.__doc__ or ""
+
+    def section(title: str, table: dict[str, Any], prefix: str = "") -> list[str]:
+        return [f"## {title}"] + [
+            _entry(prefix + name, entry.summary, _decides(entry), entry.source, text_of(entry), configs.get(name, []))
+            for name, entry in table.items()
+        ]
+
+    parts = ["## Parts for any scheduler of the V1 engine"]
+    for name, (module, decides) in PARTS.items():
+        text = importlib.import_module(module).__doc__ or ""
+        summary, source = _listed(name)
+        parts.append(_entry(f"+{name}", summary, decides, source, text, configs.get(name, [])))
+    return "\n\n".join([
+        HEAD.rstrip(),
+        *section("Schedulers", policies.SCHEDULERS),
+        *section("Retention rules", policies.RETENTIONS, "+"),
+        *section("Copies to host memory", policies.OFFLOADS, "+"),
+        *parts,
+        *section("Routers", policies.ROUTERS),
+    ]) + "\n"  # fmt: skip
+
+
+def _listed(part: str) -> tuple[str, str]:
+    """Summary and source of a part as `jaxsched list policies` shows it."""
+    row = next(row for row in LISTS["policies"]() if str(row["name"]).endswith(f"+{part}"))
+    return str(row["summary"]), str(row["source"])
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        sys.exit(PAGE.read_text() != page())
+    PAGE.write_text(page())
