@@ -25,7 +25,7 @@ from jaxsched.errors import UserError
 from train.entry import entry_point
 
 #: Lanes between two savings of what is done.
-LANES = 20
+LANES = 8
 
 if TYPE_CHECKING:
     from jaxsched.policies.base import Policy
