@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -15,12 +16,25 @@ from tests.shared_data import ROOT
 
 SCENARIOS = sorted((ROOT / "configs" / "scenarios").glob("*.yaml"))
 COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
-#: Comparisons whose policies another one has: only loaded (tests/config). And the policies that only this one has.
-SAME_POLICIES = ("regimes_swe", "regimes_tau", "fastswitch_unshared", "past_future_uniform")
-ONLY_THERE = {
-    "regimes_mixed": ("vllm", "plas+ttl", "srpt_program+clair+peak"),
-    "agents": ("continuum with 3 TTL", "plas+gittins"),
-}
+#: Of a comparison; all with --full. (A machine with tiers takes ten seconds to trace, compile and run.)
+MOST_POLICIES = 4
+
+
+@functools.cache
+def _new_policies() -> dict[str, list[str]]:
+    """Comparison -> its baseline and the policies whose rules or router no comparison before it has."""
+    seen: set = set()
+    found = {}
+    for path in COMPARISONS:
+        config = load_compare(str(path))
+        names = found[path.stem] = []
+        for name, section in config.policies().items():
+            policy = policy_from_config(config, name, section)
+            rules = {policy.scheduler.spec, policy.router.name}
+            if name == config.compare.baseline or not rules <= seen:
+                names.append(name)
+            seen |= rules
+    return found
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
@@ -35,13 +49,11 @@ def test_every_scenario_runs_and_loses_no_request(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
-def test_every_comparison_runs_with_all_its_policies(path):
-    if path.stem in SAME_POLICIES:
-        pytest.skip("another comparison has the same policies")
+def test_every_comparison_runs_with_its_baseline_and_what_no_other_has(path, full_size):
     config = load_compare(str(path), {"workload.num_requests": 24})
     scenario = dataclasses.replace(from_config(config), num_instances=2)
     policies = {name: policy_from_config(config, name, section) for name, section in config.policies().items()}
-    policies = {name: policies[name] for name in ONLY_THERE.get(path.stem, policies)}
+    policies = {name: policies[name] for name in _new_policies()[path.stem][: None if full_size else MOST_POLICIES]}
     done = compare(
         scenario, policies, [0.5], 2, baseline=next(iter(policies)), metric=config.compare.metric,
         capacity_per_s=scenario.rate_per_s, num_bootstrap=200,
