@@ -5,17 +5,24 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from jaxsched.errors import UserError
 
 Main = Callable[[Sequence[str]], int]
 
 
-def entry_point(interrupted: str) -> Callable[[Main], Callable[[Sequence[str] | None], int]]:
+class EntryPoint(Protocol):
+    """A command: its arguments (None: those of the process), and the exit code."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def entry_point(interrupted: str) -> Callable[[Main], EntryPoint]:
     """Makes a function of the arguments an entry point: a user's mistake is a line on stderr and exit code 2, an
     interruption says `interrupted` and gives 130."""
 
-    def decorate(main: Main) -> Callable[[Sequence[str] | None], int]:
+    def decorate(main: Main) -> EntryPoint:
         @functools.wraps(main)
         def run(argv: Sequence[str] | None = None) -> int:
             try:

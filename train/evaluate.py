@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +252,7 @@ def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "+.-" else "_" for c in name)
 
 
-def _lists(metrics: dict[str, np.ndarray]) -> Any:
+def _lists(metrics: Mapping[str, Any]) -> Any:
     return {
         name: _lists(values) if isinstance(values, dict) else np.asarray(values).tolist()
         for name, values in metrics.items()

@@ -111,6 +111,7 @@ def test_workloads_are_drawn_from_the_ranges_and_press_alike(config) -> None:
     lanes = draw_workloads(run, scenario, 3)
     assert list(lanes.seeds) == [TRAIN_SEEDS + 12 + i for i in range(4)]
     assert validation_lanes(run, scenario).seeds[0] == VALIDATION_SEEDS
+    assert lanes.rates_per_s is not None and lanes.usable_blocks is not None
     np.testing.assert_allclose(lanes.rates_per_s[:2], scenario.rate_per_s)
     np.testing.assert_array_equal(lanes.usable_blocks[:2], scenario.usable_blocks)
     assert np.all((lanes.knobs["short_share"][2:] >= 0) & (lanes.knobs["short_share"][2:] <= 0.9))
@@ -125,6 +126,7 @@ def test_workloads_are_drawn_from_the_ranges_and_press_alike(config) -> None:
         kappa = lanes.usable_blocks[i] / other.working_set
         assert kappa == pytest.approx(scenario.usable_blocks / base.working_set, rel=1e-3)
     again = draw_workloads(run, scenario, 3)
+    assert again.rates_per_s is not None
     np.testing.assert_array_equal(again.rates_per_s, lanes.rates_per_s)
 
 
