@@ -84,9 +84,11 @@ def _rollout(scenario, policy, seeds, rate, record, progress) -> RolloutResult:
             break
         runs *= 2  # all lanes again, with room for all idle contexts
     first = np.asarray(params.pool.first)
-    stop = jnp.asarray(first + scenario.num_programs, jnp.int32)
-    requests = jax.tree.map(np.asarray, params.pool.requests.replace(num_programs=stop))
-    return RolloutResult.collect(scenario, policy, list(seeds), rate, env.static, requests, first, state, trajectory)
+    stop = np.asarray(first + scenario.num_programs, np.int32)
+    requests = jax.tree.map(np.asarray, params.pool.requests.replace(num_programs=jnp.asarray(stop)))
+    return RolloutResult.collect(
+        scenario, policy, list(seeds), rate, env.static, requests, first, state, trajectory, from_zero=True
+    )
 
 
 def _environment(

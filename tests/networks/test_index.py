@@ -46,9 +46,10 @@ def with_weights(values=None, hidden: int = 0) -> policies.Policy:
 
 
 def test_weights_that_are_a_rule_decide_as_the_rule_and_lanes_are_members() -> None:
-    """Lanes: the rule's weights, none, and a closed gate; two groups, pools of two sizes."""
+    """Lanes: the rule's weights, the youngest program first, and a closed gate; two groups, pools of two sizes."""
     scenario = small()
-    members = np.stack([LIKE_GITTINS, weights(), LIKE_GITTINS + weights(gate__one=-3.0), LIKE_GITTINS])
+    youngest = weights(order__program_number=100.0)
+    members = np.stack([LIKE_GITTINS, youngest, LIKE_GITTINS + weights(gate__one=-3.0), LIKE_GITTINS])
     lanes = LaneSpec(np.full(4, 3), weights=members, usable_blocks=np.array([2500, 2500, 2500, 2000]))
     found = GroupRunner(scenario, with_weights(), group=1).rollout(lanes)
     rule = simulation.rollout(scenario, policies.get("gittins+gate", max_num_seqs=16), seeds=[3])
