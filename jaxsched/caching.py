@@ -77,7 +77,9 @@ def _with_form(static: SimStatic, scenario: Scenario, requests: Requests) -> Sim
     if form == "runs":
         most = max(scenario.usable_blocks, 64)
         tools = 1 if requests.tool is None else int(np.max(np.asarray(requests.tool))) + 1
-        return dataclasses.replace(static, prefix_cache="runs", cache_entries=min(FIRST_RUNS, most), num_tools=tools)
+        shared = requests.group_tokens is not None and np.max(np.asarray(requests.group_tokens)) >= scenario.block_size
+        runs = dataclasses.replace(static, prefix_cache="runs", num_tools=tools, group_prefixes=bool(shared))
+        return dataclasses.replace(runs, cache_entries=min(FIRST_RUNS, most))
     tokens = np.max(np.asarray(requests.prompt_tokens) + np.asarray(requests.output_tokens))
     longest = int(tokens) // scenario.block_size + 1
     return dataclasses.replace(static, prefix_cache="blocks", cache_entries=scenario.usable_blocks, max_blocks=longest)

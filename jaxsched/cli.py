@@ -122,7 +122,7 @@ def configure_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with contextlib.suppress(RuntimeError):  # JAX runs already, in a program that calls this one: with its devices
+        with contextlib.suppress(RuntimeError):  # called from Python where JAX runs already: the devices it has
             jax.config.update("jax_num_cpu_devices", max(1, min(cores, 64)))
 
 

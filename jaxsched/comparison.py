@@ -24,7 +24,7 @@ COMPARED = (
     "queueing_mean_s", "queueing_p99_s", "normalised_mean_s", "jct_mean_s", "jct_p99_s", "jct_max_s", "slowdown_mean",
     "slowdown_p99", "goodput_per_s",
     "slo_attainment", "throughput_per_s", "batch_mean", "kv_used_fraction", "preemptions", "recomputed_tokens",
-    "engine_steps", "gpu_seconds",
+    "engine_steps", "gpu_seconds", "service_gap_tokens", "service_gap_of_bound", "jain_service",
 )  # fmt: skip
 
 #: Programs per lane when the capacity of a synthetic workload is measured.
@@ -149,7 +149,7 @@ def compare(
     for i, (name, policy) in enumerate(policies.items()):
         say(f"simulating {name}", i, len(policies))
         # Slowdowns of programs need the life of every turn.
-        lives = rollouts(scenario, policy, seeds, rates, record=scenario.max_turns > 1)
+        lives = rollouts(scenario, policy, seeds, rates, record=scenario.max_turns > 1 or bool(scenario.tenants))
         for load, result in zip(loads, lives, strict=True):
             results[name, load] = dataclasses.replace(result, record=None)
     say("done", len(policies), len(policies))
@@ -180,7 +180,7 @@ def compare(
 
 def compared_metrics(result: RolloutResult) -> dict[str, np.ndarray]:
     """The compared metrics and the fates of a rollout."""
-    fates = [name for name in result.metrics if name.startswith("fate_")]
+    fates = [name for name in result.metrics if name.startswith(("fate_", "tenant_"))]
     return {name: result.metrics[name] for name in (*COMPARED, *fates) if name in result.metrics}
 
 

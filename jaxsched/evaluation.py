@@ -6,14 +6,14 @@ rule's row ``[evaluation seeds]``. Both axes are samples: the intervals here res
 seeds (Agarwal et al., "Deep RL at the edge of the statistical precipice", 2021, stratify over tasks in the same way),
 and are studentized, since five training seeds are few (percentile intervals are then too short, see `stats`).
 
-NumPy only, besides `run_policy`. Tables: jaxsched/report/evaluation.py.
+NumPy only, besides `run_policies`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,9 +25,22 @@ FloatArray = np.ndarray
 
 #: Metrics kept of every lane.
 KEPT = (
-    "jct_mean_s", "jct_p50_s", "jct_p99_s", "jct_max_s", "active_mean_s", "slowdown_mean", "slowdown_p99",
-    "recomputed_tokens", "preemptions",
-)  # fmt: skip
+    "jct_mean_s",
+    "jct_p50_s",
+    "jct_p99_s",
+    "jct_max_s",
+    "active_mean_s",
+    "slowdown_mean",
+    "slowdown_p99",
+    "recomputed_tokens",
+    "service_gap_tokens",
+    "jain_service",
+    "throughput_per_s",
+    "simulated_s",
+    "e2e_mean_s",
+    "goodput_per_s",
+    "preemptions",
+)
 
 # --- Intervals over two axes --------------------------------------------------------------------------------------
 
@@ -166,6 +179,41 @@ class Evaluation:
         return min(names, key=lambda name: float(np.log(self.costs(name, metric)).mean()))
 
 
+def run_policies(
+    scenario: Scenario,
+    policies: Mapping[str, Policy | Sequence[Policy]],
+    seeds: Sequence[int],
+    *,
+    rate_per_s: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Every policy on the same seeds; several policies under one name are the training seeds of one learned policy.
+
+    `rate_per_s`: programs per second; None: the scenario's.
+    """
+    from jaxsched.groups import GroupRunner, LaneSpec
+
+    found: dict[str, dict[str, FloatArray]] = {}
+    warnings: list[str] = []
+    own = np.asarray(list(seeds), np.int64)
+    if rate_per_s is not None:
+        scenario = dataclasses.replace(scenario, rate_per_s=rate_per_s)
+    for name, entry in policies.items():
+        members = [entry] if isinstance(entry, Policy) else list(entry)
+        say(f"simulating {name}")
+        runner = GroupRunner(scenario, members[0], record=scenario.max_turns > 1)
+        lanes = LaneSpec(np.tile(own, len(members)))
+        if len(members) > 1:
+            weights = [member.scheduler.weights for member in members]
+            assert all(w is not None and len(w) == len(weights[0] or ()) for w in weights), "one network"
+            lanes = dataclasses.replace(lanes, weights=np.repeat(np.asarray(weights, np.float32), len(own), axis=0))
+        result = runner.rollout(lanes)
+        kept = [metric for metric in KEPT if metric in result.metrics]
+        found[name] = {metric: np.asarray(result.metrics[metric]).reshape(len(members), len(own)) for metric in kept}
+        warnings += [f"{name}: {text}" for text in result.warnings()]
+    return Evaluation(tuple(int(seed) for seed in own), found, tuple(warnings))
+
+
 def run_policy(
     scenario: Scenario, policy: Policy, seeds: Sequence[int], *, at_a_time: int | None = None
 ) -> Iterator[tuple[list[int], dict[str, FloatArray], list[str]]]:
@@ -186,3 +234,36 @@ def run_policy(
         result = runner.rollout(LaneSpec(own, weights=by_lane))
         metrics = {metric: np.asarray(result.metrics[metric]) for metric in KEPT if metric in result.metrics}
         yield [int(seed) for seed in own], metrics, result.warnings()
+
+
+#: Metric that decides -> what the table shows: metric -> heading.
+COLUMNS = {
+    "jct_mean_s": {
+        "jct_mean_s": "mean JCT, s", "jct_p99_s": "p99 JCT", "jct_max_s": "longest",
+        "slowdown_mean": "mean slowdown", "slowdown_p99": "p99 slowdown",
+    },
+    "service_gap_tokens": {
+        "service_gap_tokens": "largest service gap, tokens", "jain_service": "Jain index",
+        "throughput_per_s": "requests/s", "simulated_s": "until all are done, s", "e2e_mean_s": "mean E2E, s",
+    },
+}  # fmt: skip
+
+
+def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = (), metric: str = "jct_mean_s") -> str:
+    """A table: the cost and what stands beside it for every policy, and the learned one's gain on each."""
+    costs = evaluation.costs(learned, metric)
+    columns = COLUMNS.get(metric, {metric: metric})
+    lines = [
+        f"| policy | {' | '.join(columns.values())} | {learned} is better by |",
+        f"| --- | {'---: | ' * len(columns)}--- |",
+    ]
+    for name, found in evaluation.metrics.items():
+        cells = [f"{np.mean(found[m]):.4g}" if m in found else "" for m in columns]
+        gain = ""
+        if name != learned:
+            gains = improvement(costs, found[metric].mean(0))
+            plain = mean_improvement(costs, found[metric])
+            gain = f"{gains.estimate:.1%} [{gains.low:.1%}, {gains.high:.1%}]; of the means {plain:.1%}"
+        shown = f"{name} (bound)" if name in bounds else name
+        lines.append(f"| {shown} | {' | '.join(cells)} | {gain} |")
+    return "\n".join(lines) + "\n"

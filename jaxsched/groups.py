@@ -133,7 +133,8 @@ class GroupRunner:
         while isinstance(found := run(self._static), SimStatic):
             self._static = found
         # Tables may have grown from group to group; what is left of them at the end is of no use.
-        state = found[0].replace(slots=None, request=None, kv=None, late=None, service=None, pending_writes=None)
+        unused = dict.fromkeys(("slots", "request", "kv", "late", "service", "fair", "pending_writes"))
+        state = found[0].replace(**unused)
         return state, jax.tree.map(np.asarray, lanes.requests), found[1]
 
 
@@ -181,8 +182,13 @@ def _joined(parts: list[Trajectory], num: int) -> Trajectory:
     """Trajectories of all groups; those of shorter runs stand still at their ends."""
     longest = max(part.t_s.shape[1] for part in parts)
 
-    def pad(values: np.ndarray) -> np.ndarray:
+    def pad(values: np.ndarray | None) -> np.ndarray | None:
+        if values is None:
+            return None
         return np.concatenate([values, np.repeat(values[:, -1:], longest - values.shape[1], axis=1)], axis=1)
 
     fields = [field.name for field in dataclasses.fields(Trajectory)]
-    return Trajectory(*(np.concatenate([pad(getattr(part, name)) for part in parts])[:num] for name in fields))
+    padded = {name: [pad(getattr(part, name)) for part in parts] for name in fields}
+    return Trajectory(
+        **{name: None if values[0] is None else np.concatenate(values)[:num] for name, values in padded.items()}
+    )

@@ -38,6 +38,14 @@ class SloClass:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tenant:
+    """A class of requests whose service is measured, and promised in proportion to a weight."""
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Scenario:
     """A workload, a cluster and its promises. The policy is given separately, so that policies can be compared."""
 
@@ -57,6 +65,7 @@ class Scenario:
     prefix_cache: str = "auto"  # "auto", "off", "runs" or "blocks": see `caching.with_cache`
     tiers: ClusterTiers | None = None  # memory below HBM
     slo: tuple[SloClass, ...] = (SloClass(),)
+    tenants: tuple[Tenant, ...] = ()  # by class; empty = what tenants are given is not measured
     router_delay_us: int = 0
     cache_delay_us: int = 0  # age of what cache-aware routers see of the prefix caches
     warmup_fraction: float = 0.1
@@ -89,6 +98,12 @@ class Scenario:
         values = [getattr(slo, name) for slo in self.slo] or [None]
         values += [values[-1]] * (self.num_classes - len(values))
         return [NO_LIMIT_US if v is None else int(v) for v in values]
+
+    def tenant_weights(self) -> list[float] | None:
+        """By class (1 where there is no tenant of that number); None without tenants."""
+        if not self.tenants:
+            return None
+        return [t.weight for t in self.tenants] + [1.0] * (self.num_classes - len(self.tenants))
 
     def timeouts(self) -> list[int]:
         """Per class, 0 = none."""
@@ -161,12 +176,23 @@ def from_config(config: ScenarioConfig) -> Scenario:
         num_instances=c.num_instances, usable_blocks=blocks, timing=timing, num_slots=c.num_slots,
         queue_capacity=capacity, max_run_steps=c.max_run_steps, max_paused_programs=paused, block_size=c.block_size,
         max_model_len=c.max_model_len, prefix_cache=c.prefix_cache, tiers=_tiers(config), slo=slo,
+        tenants=_tenants(config, max(len(slo), workload.num_classes)),
         router_delay_us=round(p.router_delay_ms * 1000), cache_delay_us=round(p.cache_delay_ms * 1000),
         warmup_fraction=config.metrics.warmup_fraction, cooldown_fraction=config.metrics.cooldown_fraction,
         horizon_us=None if config.horizon_s is None else round(config.horizon_s * 1e6),
         gpus_per_instance=gpus, prediction_error=config.workload.prediction_error, seed=config.seed, policy=policy,
         notes=tuple(notes), config=config,
     )  # fmt: skip
+
+
+def _tenants(config: ScenarioConfig, num_classes: int) -> tuple[Tenant, ...]:
+    """Those that the workload names, or a tenant for each class if they are to be measured."""
+    named = config.workload.tenants
+    if config.metrics.tenants is False:
+        return ()
+    if named:
+        return tuple(Tenant(tenant.name, tenant.weight) for tenant in named)
+    return tuple(Tenant(f"class{k}") for k in range(num_classes)) if config.metrics.tenants else ()
 
 
 def policy_from_config(config: ScenarioConfig, name: str, section) -> Policy:
@@ -255,6 +281,9 @@ def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:
     from jaxsched.workloads import get_preset, list_formats, list_presets, read
 
     w = config.workload
+    if w.tenants:
+        preset = _mixture(config)
+        return preset, int(w.num_requests or 0), (w.rate_per_s or preset.rate_per_s) * w.load
     if w.preset is not None:
         check_name(config, "workload.preset", w.preset, list(list_presets()), "workload preset")
         preset = get_preset(w.preset).with_options(**w.options)
@@ -273,6 +302,31 @@ def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:
     trace = trace.scale_load(w.load) if w.load != 1.0 else trace
     rate = trace.rate_per_s if trace.span_s > 0 else float(trace.num_programs)  # one instant has no rate of its own
     return trace, min(w.num_requests or trace.num_programs, trace.num_programs), rate
+
+
+def _mixture(config: ScenarioConfig) -> Preset:
+    """The workload of several tenants."""
+    from jaxsched.config import check_name
+    from jaxsched.workloads import get_preset, list_presets
+    from jaxsched.workloads.renewal import RenewalSpec
+    from jaxsched.workloads.tenants import SPECS, TenantMix, TenantPart
+
+    parts = []
+    for i, tenant in enumerate(config.workload.tenants):
+        field = f"workload.tenants.{i}.preset" if tenant.preset else "workload.preset"
+        name = str(tenant.preset or config.workload.preset)
+        check_name(config, field, name, list(list_presets()), "workload preset")
+        preset = get_preset(name).with_options(**tenant.options)
+        spec = preset.spec.requests() if isinstance(preset.spec, RenewalSpec) else preset.spec
+        if not isinstance(spec, SPECS):
+            raise UserError(
+                f"preset {name} cannot be one of several tenants", where=config.where(field),
+                expected="a preset of requests or of sessions (no graphs of turns)",
+            )  # fmt: skip
+        parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end))
+    mix = TenantMix(tuple(parts))
+    names = ", ".join(part.name for part in parts)
+    return Preset("tenants", f"tenants {names}", "configuration", mix, mix.rate_per_s)
 
 
 def load(path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Scenario:

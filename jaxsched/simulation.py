@@ -74,6 +74,7 @@ def params_of(scenario: Scenario, policy: Policy) -> SimParams:
         slo_e2e_us=scenario.limits("e2e_us"),
         slo_tbt_us=scenario.limits("tbt_us"),
         horizon_us=scenario.horizon_us,
+        tenant_weights=scenario.tenant_weights(),
         tiers=None if tiers is None else tier_params(tiers, policy.settings()),
     )
 
@@ -163,6 +164,7 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         block_size=scenario.block_size,
         num_paused=scenario.max_paused_programs,
         num_classes=scenario.num_classes,
+        tenants=bool(scenario.tenants),
         host_tier=tiers is not None,
         remote_tier=tiers is not None and tiers.remote is not None,
         record=record,
@@ -238,7 +240,9 @@ def _shifted(static: SimStatic, state: State, us) -> State:
 def _snapshot(state: State) -> dict[str, jax.Array]:
     counts = state.metrics.counts + (state.metrics.counts_high << 30)
     rows = state.instance
+    ledger = state.ledger
     return {
+        **({} if ledger is None else {"tokens": ledger.tokens + (ledger.tokens_high << 30)}),
         "epoch": state.epoch,
         "now": state.now,
         "arrived": counts[Count.ARRIVED],

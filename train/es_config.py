@@ -26,6 +26,7 @@ class EsSection(Section):
     final_rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of the learning rate that is left at the end
     seeds: PositiveInt = 2  # workloads of a generation
     hidden: NonNegativeInt = 0  # tanh units of the order head
+    network: Literal["index", "fair_index"] = "index"  # of programs, or of tenants (minimises their service gap)
     micro_steps_per_program: PositiveInt = 400  # events that an episode may take (10 turns take about 200)
 
     @model_validator(mode="after")
@@ -80,8 +81,10 @@ class EsTrainConfig(ScenarioConfig):
 
     @model_validator(mode="after")
     def _check_workload(self) -> EsTrainConfig:
-        if self.workload.preset is None:
+        if self.workload.preset is None and not self.workload.tenants:
             raise ValueError("`workload.preset` is needed: workloads are drawn anew in every generation")
+        if self.algo.network == "fair_index" and not self.workload.tenants:
+            raise ValueError("`workload.tenants` is needed: algo.network fair_index learns their order")
         return self
 
     def plan(self) -> IndexRun:
@@ -98,6 +101,7 @@ class EsTrainConfig(ScenarioConfig):
                 seeds=algo.seeds,
             ),
             hidden=algo.hidden,
+            network=algo.network,
             randomise=Ranges(
                 load=span("load"),
                 pool=span("pool"),

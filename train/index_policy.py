@@ -22,10 +22,11 @@ from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
 from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.metrics.result import mean_us
-from jaxsched.networks.index import IndexShape
 from jaxsched.policies.base import Policy
-from jaxsched.policies.learned import learned
+from jaxsched.policies.learned import FAIR_KIND, KIND, learned, num_weights
 from jaxsched.scenario import Scenario
+from jaxsched.sim.fair import UNIT
+from jaxsched.sim.ledger import GAP
 from jaxsched.sim.state import Count, Hist, State
 from jaxsched.workloads import Preset
 from jaxsched.workloads.sessions import MixedSessions
@@ -38,6 +39,8 @@ TRAIN_SEEDS = 1_000_000
 SEEDS_PER_RUN = 100_000
 #: Job completion time charged for each program that was not done after as many events as an episode may take.
 UNFINISHED_S = 5_000.0
+#: Service gap charged for each.
+UNFINISHED_TOKENS = 10_000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +61,16 @@ class Ranges:
     default_share: float = 0.5  # of a generation's workloads that are the scenario's own
 
     @property
+    def draws_programs(self) -> bool:
+        """Whether the programs themselves differ, so that rate and pool have to go with them."""
+        return self.context_scale != (1.0, 1.0) or self.short_share is not None or self.turns is not None
+
+    @property
     def knobs(self) -> list[str]:
         """Factors of the workload that differ between its lanes."""
         scale = ["context_scale"] if self.context_scale != (1.0, 1.0) else []
-        return ["tool_tail", *scale, *(["short_share"] if self.short_share is not None else []),
+        tail = ["tool_tail"] if self.tool_tail != (1.0, 1.0) else []
+        return [*tail, *scale, *(["short_share"] if self.short_share is not None else []),
                 *(["turns_factor"] if self.turns is not None else [])]  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -82,6 +91,7 @@ class IndexRun:
 
     algo: EsConfig = dataclasses.field(default_factory=EsConfig)
     hidden: int = 0  # tanh units of the order head
+    network: str = KIND  # KIND: mean job completion time; FAIR_KIND: largest service gap between tenants
     randomise: Ranges = dataclasses.field(default_factory=Ranges)
     validation_seeds: int = 8
     validate_every: int = 5  # generations
@@ -106,7 +116,7 @@ class Progress(struct.PyTreeNode):
 
 def start(run: IndexRun) -> Progress:
     """All weights 0, not yet validated."""
-    zero = jnp.zeros(IndexShape(run.hidden).num_weights, jnp.float32)
+    zero = jnp.zeros(num_weights(run.hidden, run.network), jnp.float32)
     return Progress(es.init(run.algo, zero, jax.random.key(run.seed)), zero, jnp.float32(jnp.inf), jnp.int32(0))
 
 
@@ -126,14 +136,19 @@ def train(
         UserError: the costs are not numbers.
     """
     check_knobs(scenario, run.randomise.knobs)
-    policy = dataclasses.replace(base, scheduler=learned(hidden=run.hidden), name="learned")
+    if run.network == FAIR_KIND and not scenario.tenants:
+        raise UserError(
+            "the network of tenants needs tenants", where=f"scenario {scenario.name}", expected="workload.tenants"
+        )
+    policy = dataclasses.replace(base, scheduler=learned(hidden=run.hidden, kind=run.network), name="learned")
+    measure = max_service_gap if run.network == FAIR_KIND else mean_jct_s
     runner = GroupRunner(scenario, policy, most_micro_steps=run.micro_steps_per_program * scenario.num_programs)
     begun = time.perf_counter()
     validation = validation_lanes(run, scenario)  # the same traced arguments as in training: one program
 
     def mean_logs(lanes: LaneSpec) -> np.ndarray:
         state, _, _ = runner.run(lanes)
-        return np.log(mean_jct_s(state, scenario.num_programs))
+        return np.log(measure(state, scenario.num_programs))
 
     def cost(members: np.ndarray, generation: int) -> np.ndarray:
         drawn = draw_workloads(run, scenario, generation)
@@ -179,6 +194,13 @@ def mean_jct_s(state: State, num_programs: int) -> np.ndarray:
     return done * measured + (1.0 - done) * UNFINISHED_S
 
 
+def max_service_gap(state: State, num_programs: int) -> np.ndarray:
+    """Largest service gap of each lane (weighted tokens); every program that is not done adds `UNFINISHED_TOKENS`."""
+    gap = np.asarray(state.ledger.pairs)[:, GAP].max((1, 2)) / UNIT  # type: ignore[union-attr]
+    left = num_programs - np.asarray(state.metrics.counts)[:, Count.PROGRAMS_DONE]
+    return np.maximum(gap, 1.0) + UNFINISHED_TOKENS * left
+
+
 def draw_workloads(run: IndexRun, scenario: Scenario, generation: int) -> LaneSpec:
     """The workloads of a generation: the first ones as the scenario says, the others from the ranges."""
     num = run.algo.seeds
@@ -206,7 +228,8 @@ def drawn_lanes(
     for name, place in zip(names, uniform, strict=False):
         low, high = np.log(getattr(ranges, name))
         found[name] = np.where(own_mask, 1.0, np.exp(low + (high - low) * place))
-    knobs = {"tool_tail": found["tool_tail"]}
+    assert isinstance(scenario.workload, Preset)
+    knobs = {"tool_tail": found["tool_tail"]} if "tool_tail" in scenario.workload.options else {}
     if ranges.context_scale != (1.0, 1.0):
         knobs["context_scale"] = found["context_scale"]
     usual = {name: 1.0 for name in knobs}
@@ -219,9 +242,10 @@ def drawn_lanes(
     if ranges.turns is not None:
         usual["turns_factor"] = 1.0
         knobs["turns_factor"] = np.ones(len(seeds))
-    rates, pools = np.ones(len(seeds)), np.ones(len(seeds))
-    base = demand(scenario, usual)
-    for i in np.flatnonzero(~own_mask):
+    rates, pools = found["load"].copy(), found["pool"].copy()
+    if ranges.draws_programs:
+        base = demand(scenario, usual)
+    for i in np.flatnonzero(~own_mask) if ranges.draws_programs else ():
         values = {name: float(column[i]) for name, column in knobs.items()}
         other = demand(scenario, values)
         if ranges.turns is not None:

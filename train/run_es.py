@@ -51,7 +51,7 @@ def run(path: str, overrides: Sequence[str]) -> int:
             metrics.flush()
             if "validation" in entry:
                 print(f"generation {entry['generation']}: validation {entry['validation']:.4f} "
-                      f"(mean log of the mean JCT in s), {entry['wall_s']:.0f} s", flush=True)  # fmt: skip
+                      f"(mean log cost), {entry['wall_s']:.0f} s", flush=True)  # fmt: skip
                 if int(progress.best_generation) == entry["generation"]:
                     _export(folder, progress, plan, about)
             write_atomic(folder / STATE, serialization.to_bytes(_storable(progress)))
@@ -74,7 +74,7 @@ def _export(folder: Path, progress: Any, plan: Any, about: dict[str, Any]) -> No
         "validation": float(progress.best_validation),
     }
     weights = {"weights": np.asarray(progress.best)}
-    save_policy(folder, weights, network=describe(plan.hidden), scenario=about, training=training)
+    save_policy(folder, weights, network=describe(plan.hidden, plan.network), scenario=about, training=training)
 
 
 def _begun(progress: Any) -> bool:

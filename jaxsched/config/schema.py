@@ -73,12 +73,31 @@ class RootConfig(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+class TenantConfig(Section):
+    """One of several tenants of a synthetic workload: what it sends, how much, when, and its weight."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+    rate_per_s: PositiveFloat  # programs per second while it is there, before `load`
+    preset: str | None = None  # None: the workload's
+    options: dict[str, JsonValue] = Field(default_factory=dict)  # handed to its preset
+    weight: Annotated[float, Field(ge=0.05, le=20)] = 1.0  # its share of the service, relative to the others
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the episode at which it comes
+    end: Annotated[float, Field(gt=0, le=1)] = 1.0  # ... and goes
+
+    @model_validator(mode="after")
+    def _check(self) -> TenantConfig:
+        if self.begin >= self.end:
+            raise ValueError(f"tenant {self.name!r}: `begin` {self.begin} must be below `end` {self.end}")
+        return self
+
+
 class WorkloadConfig(Section):
-    """Which requests arrive: a calibrated synthetic preset or a trace file."""
+    """Which requests arrive: a calibrated synthetic preset, several tenants with one each, or a trace file."""
 
     preset: str | None = None  # name of a synthetic preset (`jaxsched list workloads`)
     path: str | None = None  # a trace file or folder
     format: str = "auto"  # reader of `path`; "auto" looks at the file
+    tenants: list[TenantConfig] = Field(default_factory=list)  # several sources; `preset` is then their default
     num_requests: PositiveInt | None = None  # programs to generate, or head of the trace (None: all of the trace)
     options: dict[str, JsonValue] = Field(default_factory=dict)  # handed to the preset or the reader
     load: PositiveFloat = 1.0  # multiplies the arrival rate; a comparison sets it per column as a multiple of capacity
@@ -89,11 +108,20 @@ class WorkloadConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> WorkloadConfig:
-        if (self.preset is None) == (self.path is None):
-            found = "neither" if self.preset is None else "both"
-            raise ValueError(f"exactly one of `preset` and `path` must be given, found {found}")
-        if self.preset is not None and self.num_requests is None:
+        synthetic = self.preset is not None or bool(self.tenants)
+        if synthetic == (self.path is not None):
+            found = "both" if synthetic else "neither"
+            raise ValueError(f"exactly one of `preset` and `path` must be given, found {found} (tenants are presets)")
+        if synthetic and self.num_requests is None:
             raise ValueError("a preset needs `num_requests` (how many programs to generate)")
+        names = [tenant.name for tenant in self.tenants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`tenants` has two of the same name: {names}")
+        for tenant in self.tenants:
+            if tenant.preset is None and self.preset is None:
+                raise ValueError(f"tenant {tenant.name!r} needs a `preset`: the workload has none for all")
+        if self.tenants and self.options:
+            raise ValueError("`options` of a workload with `tenants` belong to each tenant")
         if self.slice_s is not None and not 0 <= self.slice_s[0] < self.slice_s[1]:
             raise ValueError(f"`slice_s` must be [start, end] with 0 <= start < end, found {self.slice_s}")
         return self
@@ -218,6 +246,8 @@ class MetricsConfig(Section):
 
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     cooldown_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    #: Measure the service of each class as of a tenant. None: if the workload names tenants.
+    tenants: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> MetricsConfig:

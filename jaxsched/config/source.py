@@ -130,7 +130,7 @@ PATH_KEYS: tuple[DataPath, ...] = (("workload", "path"), ("timing", "path"))
 KINDS = ("timing", "algo")
 
 #: Settings that belong to one workload source and mean nothing for another.
-_SOURCE_SETTINGS = ("preset", "path", "format", "options", "rate_per_s", "slice_s")
+_SOURCE_SETTINGS = ("preset", "tenants", "path", "format", "options", "rate_per_s", "slice_s")
 
 
 def normalise(layer: Layer, folder: Path) -> Layer:
@@ -155,7 +155,7 @@ def merge(base: Layer, top: Layer) -> Layer:
     """`top` over `base`, key by key. Two places replace more than the key that is named:
 
     - a section of `KINDS` with another `kind` replaces the whole section (its kinds share no fields);
-    - a `workload` that names a `preset` or a `path` replaces the other one of them, and what belonged to it
+    - a `workload` that names a `preset`, `tenants` or a `path` replaces the others of them, and what belonged to it
       (`format`, `options`, `rate_per_s`, `slice_s`).
     """
     data, origins = dict(base.data), dict(base.origins)
@@ -171,7 +171,7 @@ def merge(base: Layer, top: Layer) -> Layer:
             forget((name,))
     workload, new_workload = data.get("workload"), top.data.get("workload")
     if isinstance(workload, dict) and isinstance(new_workload, dict):
-        named = [k for k in ("preset", "path") if new_workload.get(k) is not None]
+        named = [k for k in ("preset", "tenants", "path") if new_workload.get(k) is not None]
         if named and any(workload.get(k) != new_workload[k] for k in named):
             data["workload"] = {k: v for k, v in workload.items() if k not in _SOURCE_SETTINGS}
             for key in _SOURCE_SETTINGS:

@@ -24,7 +24,7 @@ from jaxsched.simulation import params_of, static_of
 
 E = TypeVar("E", bound=ClusterEnv)
 
-REWARDS = ("latency", "goodput")
+REWARDS = ("latency", "goodput", "fairness")
 #: Workloads of an environment by default; other seeds than those that comparisons begin with (0, 1, ...).
 SEEDS = range(10_000, 10_064)
 _CHOSEN_ROUTER = Router(
@@ -65,6 +65,8 @@ def build(
     learned = _heads(heads, available, where)
     if reward not in REWARDS:
         raise UserError(f"unknown reward {reward!r}", where=where, expected=f"one of {', '.join(REWARDS)}")
+    if reward == "fairness" and not scenario.tenants:
+        raise UserError("reward 'fairness' without tenants", where=where, expected="a scenario with tenants")
     for name, value, least in (("burst", burst, 1), ("num_items", num_items, 1), ("max_steps", max_steps, 1)):
         if int(value) < least:
             raise UserError(f"{name} {value}", where=where, expected=f"at least {least}")

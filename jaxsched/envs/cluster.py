@@ -42,6 +42,7 @@ from jaxsched.envs.spaces import Box, Discrete, Space
 from jaxsched.errors import UserError
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.kv.runs import RunTableState
+from jaxsched.sim.ledger import largest_gap
 from jaxsched.sim.machine import end_of_chunk, init_state, is_done
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
@@ -190,6 +191,8 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
             if control is not None
         ]
         overall = features.global_features(machine, items, state.dt_s)
+        if self.static.tenants:
+            overall = jnp.concatenate([overall, features.tenant_features(machine)])
         return Observation(
             items=features.item_features(self.static, sim, params.pool, machine, items, sigmas),
             item_mask=items.present,
@@ -263,6 +266,8 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         ])  # fmt: skip
         held = jnp.sum(params.class_weight * area)
         reward = -held - charge if self.reward == "latency" else good - charge
+        if self.reward == "fairness":
+            reward = -1e-3 * (largest_gap(after) - largest_gap(before)) - charge
         state = state.replace(
             machine=after,
             controls=controls,

@@ -13,13 +13,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.envs.pool import Pool
 from jaxsched.sim.clock import EPOCH_US
+from jaxsched.sim.fair import UNIT
 from jaxsched.sim.kv.runs import CHAIN, DUE_EPOCH, DUE_US, HIGH, LOW, NEXT, PINNED, UNUSED, RunTableState
+from jaxsched.sim.ledger import DIFFERENCE
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.state import EMPTY, WAITING, Col, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 
-#: Columns of `Observation.items`, in order; then one per kind of pause, and one per class of requests if there are
-#: several.
+#: Columns of `Observation.items`, in order; then one per kind of pause, one per class of requests if there are several,
+#: and with tenants the lead of the item's tenant.
 ITEM_FEATURES = (
     "running", "waiting", "paused", "first_turn", "turns_done", "context", "context_share", "first_prompt",
     "since", "program_age", "cached_share", "pinned", "ttl_left", "generated", "preempted", "to_prefill",
@@ -139,6 +141,8 @@ def item_features(
         table_features += [(kind == tool).astype(jnp.float32) for tool in range(static.num_tools)]
     if static.num_classes > 1:
         table_features += [(table.klass[row] == k).astype(jnp.float32) for k in range(static.num_classes)]
+    if static.tenants:
+        table_features.append(tenant_leads(state)[table.klass[row]])
     return jnp.where(items.present[:, None], jnp.stack(table_features, axis=1), 0.0)
 
 
@@ -177,6 +181,22 @@ def instance_features(static: SimStatic, params: SimParams, state: State, items:
     return jnp.stack(columns, axis=1).astype(jnp.float32)
 
 
+def tenant_leads(state: State) -> Float[Array, " u"]:
+    """How far each tenant is ahead in service of those that wait, since both have been waiting: in 10,000 weighted
+    tokens over its weight, squashed into (-1, 1); 0 for a tenant that does not wait."""
+    assert state.ledger is not None
+    waits = (state.ledger.waiting > 0).astype(jnp.float32)
+    ahead = state.ledger.pairs[DIFFERENCE].astype(jnp.float32) * (1.0 / (UNIT * 10_000.0))
+    lead = jnp.sum(ahead * waits[None, :], axis=1) / jnp.maximum(jnp.sum(waits), 1.0)
+    return lead / (1.0 + jnp.abs(lead))
+
+
+def tenant_features(state: State) -> Float[Array, " 2u"]:
+    """`tenant_leads`, then the waiting requests of every tenant."""
+    assert state.ledger is not None
+    return jnp.concatenate([tenant_leads(state), counts(state.ledger.waiting)])
+
+
 def global_features(state: State, items: Items, dt_s: Float[Array, ""]) -> Float[Array, " d"]:
     """Features of `GLOBAL_FEATURES`."""
     number = lambda mask: counts(jnp.sum(mask.astype(jnp.int32)))
@@ -198,4 +218,5 @@ __all__ = [
     "global_features",
     "instance_features",
     "item_features",
+    "tenant_features",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,6 +32,19 @@ def program_metrics(
     """
     names = ("jct_max_s", "active_mean_s", "slowdown_mean", "slowdown_p99")
     found = {name: np.full(len(measured), np.nan) for name in names}
+    for lane, (_, jct, slowdown, pauses) in enumerate(finished_programs(requests, record, timing, measured)):
+        if len(jct):
+            found["jct_max_s"][lane] = jct.max()
+            found["active_mean_s"][lane] = (jct - pauses).mean()
+            found["slowdown_mean"][lane] = slowdown.mean()
+            found["slowdown_p99"][lane] = np.quantile(slowdown, 0.99)
+    return found
+
+
+def finished_programs(
+    requests: Any, record: Record, timing: StepTimeParams, measured: list[tuple[int, int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Lane by lane, of the measured programs that finished all turns: rows, completion times, slowdowns, pauses (s)."""
     one_table = np.ndim(requests.prompt_tokens) == 1
     shared = _facts(requests, timing) if one_table else None
     for lane, (first, stop) in enumerate(measured):
@@ -44,15 +58,8 @@ def program_metrics(
             np.maximum.at(end, program[row], finish[row])
             np.logical_and.at(done, program[row], finished[row])
         rows = rows[done[rows]]
-        if len(rows) == 0:
-            continue
         jct = end[rows] - _seconds(record.arrival[lane])[rows]
-        slowdown = jct / np.maximum(alone[rows], 1e-6)
-        found["jct_max_s"][lane] = jct.max()
-        found["active_mean_s"][lane] = (jct - pauses[rows]).mean()
-        found["slowdown_mean"][lane] = slowdown.mean()
-        found["slowdown_p99"][lane] = np.quantile(slowdown, 0.99)
-    return found
+        yield rows, jct, jct / np.maximum(alone[rows], 1e-6), pauses[rows]
 
 
 def _facts(table: Any, timing: StepTimeParams) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxsched.metrics.histogram import NUM_BINS, quantile_us, upper_edges_us
 from jaxsched.metrics.programs import program_metrics
+from jaxsched.metrics.tenants import tenant_metrics, tenant_slowdowns
 from jaxsched.sim.clock import join_us
 from jaxsched.sim.state import Count, Fate, Flag, Hist, Record, State
 
@@ -59,6 +60,7 @@ class Trajectory:
     running: np.ndarray  # [lanes, n, instances]
     waiting: np.ndarray
     free: np.ndarray  # KV blocks
+    tokens: np.ndarray | None = None  # [lanes, n, tenants, 2] prompt and output tokens of each tenant, where measured
 
     @classmethod
     def join(cls, pieces: list[dict[str, np.ndarray]], start_us: np.ndarray) -> Trajectory:
@@ -68,7 +70,8 @@ class Trajectory:
         return cls(t_s=t, **whole)
 
     def part(self, lanes: slice) -> Trajectory:
-        return Trajectory(*(getattr(self, f.name)[lanes] for f in dataclasses.fields(self)))
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Trajectory(**{name: None if value is None else value[lanes] for name, value in values.items()})
 
     def at(self, values: np.ndarray, lane: int, t_s: float) -> float:
         """A counter at a time, linear between snapshots (from 0 at the start)."""
@@ -168,11 +171,15 @@ class RolloutResult:
         for name, value in settled.items():
             metrics[f"fate_{name}"] = np.asarray(value, np.float64)
         record = state.record if static.record else None
+        first = np.asarray(first_program)[:num]
+        cut = [(stop - first) * share for share in (scenario.warmup_fraction, scenario.cooldown_fraction)]
+        cohorts = list(zip((first + cut[0]).astype(int), (stop - cut[1]).astype(int), strict=True))
         if record is not None and static.num_paused and requests.edges is None:
-            first = np.asarray(first_program)[:num]
-            cut = [(stop - first) * share for share in (scenario.warmup_fraction, scenario.cooldown_fraction)]
-            cohort = zip((first + cut[0]).astype(int), (stop - cut[1]).astype(int), strict=True)
-            metrics |= program_metrics(requests, record, scenario.timing, list(cohort))
+            metrics |= program_metrics(requests, record, scenario.timing, cohorts)
+        if scenario.tenants and state.ledger is not None:
+            metrics |= tenant_metrics(scenario, requests, first_program, stop, hist, state.ledger, trajectory, spans)
+            if record is not None and requests.edges is None:
+                metrics |= tenant_slowdowns(scenario, requests, record, cohorts)
         return cls(
             scenario, policy, seeds, rate, metrics, hist, trajectory, np.asarray(state.flags), record, requests, spans
         )

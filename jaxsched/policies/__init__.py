@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from jaxsched.errors import UserError
 from jaxsched.policies.aggressive import AGGRESSIVE
+from jaxsched.policies.aios import AIOS_FIFO, AIOS_RR
 from jaxsched.policies.atc import ATC
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
@@ -15,6 +16,7 @@ from jaxsched.policies.clairvoyant import BELADY, CLAIR_TTL, PEAK_FRACTION, SRPT
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
+from jaxsched.policies.drr import DRR
 from jaxsched.policies.early_reject import EARLY_REJECT, with_early_rejection
 from jaxsched.policies.edd import EDD, EDF
 from jaxsched.policies.ewsjf import EWSJF
@@ -37,6 +39,8 @@ from jaxsched.policies.srpt import SRPT, SRPT_ORACLE
 from jaxsched.policies.static_batching import STATIC
 from jaxsched.policies.vllm import VLLM, VLLM_ASYNC, VLLM_PRIORITY
 from jaxsched.policies.vllm_v0 import VLLM_V0
+from jaxsched.policies.vtc import VTC, VTC_ORACLE, VTC_PREDICT
+from jaxsched.policies.wfq import WFQ
 from jaxsched.sim.retain import OffloadRule
 
 SCHEDULERS: dict[str, Scheduler] = {
@@ -45,6 +49,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
         PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
+        VTC, VTC_PREDICT, VTC_ORACLE, WFQ, DRR, AIOS_FIFO, AIOS_RR,
         EDD, EDF, MDD, SLACK, ATC,
     )
 }  # fmt: skip

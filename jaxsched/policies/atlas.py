@@ -3,6 +3,8 @@
 PLAS (`policies/plas.py`) for programs whose calls run side by side: a program's attained service is its longest chain
 of calls so far, ``max(program, inherited + own)`` when a call finishes, instead of their sum. On programs whose calls
 follow one another both are the same, decision for decision.
+
+Faithful: one scalar per program, as published. Simplified: as PLAS.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ are never all there at once.
 
 ``get("srpt_program+clair+gate")`` and ``get("srpt_program+clair+peak")`` are the best of the regime study
 (docs/retention.md): heuristics with hindsight, not optima. Work is that of tokens in a batch (jaxsched/foresight.py).
+
+Faithful: the rules they are named after. Simplified: blocks and costs are unequal here, so none of them is optimal.
 """
 
 from __future__ import annotations

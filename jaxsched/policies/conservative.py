@@ -4,6 +4,9 @@ The baseline of Past-Future (Gong et al., ASPLOS 2025) and what engines without 
 the blocks of all prompts and `max_output_tokens` each fit `overcommit` times the pool (1.0: nobody is ever preempted;
 the paper goes up to 1.5). Blocks are taken as tokens come, not reserved at once as in Orca, so what is reserved but
 not used yet is free for a prefix cache.
+
+Faithful: the rule and its overcommit. Simplified: one limit for all requests; not asked when nothing runs, so a request
+whose longest output does not fit alone runs all the same.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ it fits, their contexts are swapped out to host memory, and its own is swapped i
 `vllm_swap`: the same schedule with the swaps of vLLM 0.3.3: one operation per block, the engine waits for every swap,
 the host copy is freed when it has been read, and nothing is kept on the host across turns.
 
+Faithful: the three mechanisms and the order.
 Simplified: updates come by time (`update_ms`, 1 s: 25 iterations of about 40 ms), and their clock begins anew every 18
 minutes (an epoch of the simulator's time); draws are independent (the Markov trace is not there); always asynchronous
 where the paper decides by a recent profile; groups never split; copies evict each other by last use, not by priority;

@@ -7,6 +7,7 @@ policy turns it into a time to live: the first age at which the index falls to t
 (preempted, kept context, arrival of the program): a kept context that waits behind a program which cannot be admitted
 is memory that serves nobody (measured: docs/reproductions.md).
 
+Faithful: the index and the price.
 Simplified: `mean_tokens` is a setting, not the mean over paused contexts; unpinned contexts are evicted in order of
 release, not of the index (rule `gittins_index`: the lowest index goes first, as it is by then, pinned ones last); the
 law of a time to live is that known when the pause begins.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxsched.errors import UserError
+from jaxsched.networks import fair
 from jaxsched.networks.features import GATE_FEATURES, PAUSE_FEATURES, TURN_FEATURES
 from jaxsched.policies.base import Scheduler
 from jaxsched.sim.static import SchedulerSpec
@@ -22,16 +23,33 @@ if TYPE_CHECKING:
     from jaxsched.checkpoint import PolicyExport
 
 KIND = "index"
+#: The index network of tenants (jaxsched/networks/fair.py): an order, nothing else.
+FAIR_KIND = "fair_index"
+KINDS = (KIND, FAIR_KIND)
 
 
-def learned(weights: Sequence[float] | np.ndarray | None = None, hidden: int = 0, name: str = "learned") -> Scheduler:
-    """The index network with these weights; None: all 0, the network's own rule."""
-    from jaxsched.networks.index import GateIndex, IndexShape, OrderIndex, retain_head  # which imports policies
+def num_weights(hidden: int = 0, kind: str = KIND) -> int:
+    """Length of the vector of weights."""
+    from jaxsched.networks.index import IndexShape  # which imports policies
 
+    return IndexShape(hidden).num_weights if kind == KIND else fair.FairShape(hidden).num_weights
+
+
+def learned(
+    weights: Sequence[float] | np.ndarray | None = None, hidden: int = 0, name: str = "learned", kind: str = KIND
+) -> Scheduler:
+    """The index network of that kind with these weights; None: all 0, the network's own rule."""
+    from jaxsched.networks.index import GateIndex, IndexShape, OrderIndex, retain_head
+
+    values = np.zeros(num_weights(hidden, kind)) if weights is None else np.asarray(weights, np.float64)
+    if values.shape != (num_weights(hidden, kind),):
+        wanted = num_weights(hidden, kind)
+        raise ValueError(f"an index network with {hidden} hidden units has {wanted} weights: {values.shape}")
+    vector = tuple(float(v) for v in values)
+    if kind == FAIR_KIND:
+        spec = SchedulerSpec(name, order=fair.order_head(hidden), static_keys=False, fair=fair.COUNTERS)
+        return Scheduler(spec, "learned order of tenants (index network)", "train/es.py", weights=vector)
     shape = IndexShape(hidden)
-    values = np.zeros(shape.num_weights) if weights is None else np.asarray(weights, np.float64)
-    if values.shape != (shape.num_weights,):
-        raise ValueError(f"an index network with {hidden} hidden units has {shape.num_weights} weights: {values.shape}")
     spec = SchedulerSpec(
         name,
         order=OrderIndex(shape),
@@ -40,11 +58,13 @@ def learned(weights: Sequence[float] | np.ndarray | None = None, hidden: int = 0
         gate_share=GateIndex(shape),
     )
     summary = "learned order, price of kept contexts and gate (index network)"
-    return Scheduler(spec, summary, "train/es.py", weights=tuple(float(v) for v in values))
+    return Scheduler(spec, summary, "train/es.py", weights=vector)
 
 
-def describe(hidden: int) -> dict[str, object]:
+def describe(hidden: int, kind: str = KIND) -> dict[str, object]:
     """The network as `checkpoint.save_policy` keeps it."""
+    if kind == FAIR_KIND:
+        return {"kind": FAIR_KIND, "hidden": hidden, "features": list(fair.FEATURES)}
     return {
         "kind": KIND,
         "hidden": hidden,
@@ -74,18 +94,18 @@ def from_export(path: str) -> Scheduler:
         UserError: the files are missing, damaged, or hold another network than this version's index network.
     """
     from jaxsched.checkpoint import load_policy
-    from jaxsched.networks.index import IndexShape
 
     export = load_policy(path)
     hidden = export.network.get("hidden")
     where = str(export.path / "policy.json")
-    if export.network.get("kind") != KIND or not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 0:
+    kind = str(export.network.get("kind"))
+    if kind not in KINDS or not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 0:
         raise UserError(
             f"holds a network of kind {export.network.get('kind')!r}, which has no place in the scheduler",
             where=where,
-            expected=f"kind {KIND!r}, as `python -m train` writes it for algorithm es",
+            expected=f"kind {' or '.join(map(repr, KINDS))}, as `python -m train` writes it for algorithm es",
         )
-    if export.network != (wanted := describe(hidden)):
+    if export.network != (wanted := describe(hidden, kind)):
         other = next(name for name in wanted if export.network.get(name) != wanted[name])
         raise UserError(
             f"has other {other} than this version: {export.network.get(other)}",
@@ -93,7 +113,7 @@ def from_export(path: str) -> Scheduler:
             expected=f"{wanted[other]}",
             hint="Train it again, or use the version of jaxsched that wrote it.",
         )
-    weights = export.params_like({"weights": np.zeros(IndexShape(hidden).num_weights, np.float32)})["weights"]
+    weights = export.params_like({"weights": np.zeros(num_weights(hidden, kind), np.float32)})["weights"]
     if not np.all(np.isfinite(weights)):
         raise UserError("holds weights that are not finite", where=where, expected="finite numbers")
-    return learned(weights, hidden, name=path)
+    return learned(weights, hidden, name=path, kind=kind)

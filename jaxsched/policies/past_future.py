@@ -7,7 +7,7 @@ must stay below (1 - `reserved`) of the pool. Of up to five independent draws th
 requests that outgrow the pool are preempted and recompute.
 
 Faithful to LightLLM's `PastFutureQueue`: window, half of it filled with `max_output_tokens` at the start, reserve,
-draws, conditional law, candidates. Chosen here: a request's draws are functions of (seed, request, draw), so they
+draws, conditional law, candidates. Simplified: a request's draws are functions of (seed, request, draw), so they
 stay the same from check to check (LightLLM draws anew, and a candidate that is tried often enough gets in by luck);
 checks at every step instead of every sixth; one history per instance; tokens, not blocks; not asked when nothing
 runs.

@@ -9,10 +9,10 @@ never); its own service and wait, and what it inherited, then count from 0.
 Service is the time a call was admitted (what the regime study calls attained running time), not its share of the steps.
 `pinned_first` 1: inside a level calls whose context is pinned go first (matters with retention only); 2: before all
 levels; 0: no. `preempt` 0: running calls stay, as in the regime study.
-Published: the inheritance, levels, FCFS inside one, demotion, the ratio. Ours: the numbers; levels read at every
-schedule() call instead of every N steps; preemption recomputes what the prefix cache has lost (Autellix swaps), so a
-running call is displaced only once it has yielded a token since its admission: else two calls can undo each other's
-prefill for ever.
+Faithful: the inheritance, levels, FCFS inside one, demotion, the ratio. Simplified: the numbers are ours; levels are
+read at every schedule() call instead of every N steps; preemption recomputes what the prefix cache has lost (Autellix
+swaps), so a running call is displaced only once it has yielded a token since its admission: else two calls can undo
+each other's prefill for ever.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def _sum_of_calls(program_us, inherited_us, call_us):
     return plas_after(program_us, call_us)
 
 
+#: Keeps the service of calls, and promotes nobody.
+SERVICE_OF_CALLS = ServiceRule(_sum_of_calls)
 RULES: dict[str, Any] = dict(order=attained_order, static_keys=False, preemptive=True)
 PLAS = Scheduler(
     SchedulerSpec("plas", **RULES, service=ServiceRule(_sum_of_calls, starved)),

@@ -2,6 +2,8 @@
 
 The queue order inside Continuum (Li et al., 2025, section 4) and the "+program FCFS" step of its ablation; alone it
 leaves retention to the engine (least recently released blocks go first). Preempted requests come before the others.
+
+Faithful: the order. Simplified: programs that arrive at one instant go in table order.
 """
 
 from __future__ import annotations

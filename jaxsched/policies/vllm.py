@@ -3,7 +3,11 @@
 Rule: running requests first in admission order, then the waiting queue, under one token budget; chunked prefill; the
 head of the queue blocks; KV blocks are allocated lazily; when a running request cannot get its blocks the last admitted
 one is preempted (recompute) and nobody is admitted in that call. Exact against recordings of the real scheduler
-(`jaxsched verify`), prefix caching excepted, which comes with the KV-and-sessions work.
+(`jaxsched verify`), prefix caching included: blocks that nobody holds are evicted in order of release (LRU), a
+request's end first. That is the retention of every policy here that has none of its own.
+
+Faithful: every decision, step by step. Simplified: one KV group with full attention; no speculative decoding, LoRA or
+multimodal input; a connector's part is `+offload`.
 
 `vllm`: synchronous stepping, FCFS. `vllm-async`: schedules step k+1 when step k starts (the production default of
 0.33).

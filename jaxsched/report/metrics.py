@@ -33,6 +33,15 @@ _BASES: dict[str, tuple[str, str]] = {
     "kv_used_fraction": ("KV used", "Share of KV blocks in use, averaged over time and instances."),
     "batch_mean": ("Batch size", "Requests scheduled in a step, averaged over steps."),
     "engine_steps": ("Engine steps", "Steps taken by all instances."),
+    "service_gap_tokens": (
+        "Service gap",
+        "Largest difference in service (prompt + 2 output tokens, over weight) between two tenants while both wait.",
+    ),
+    "service_gap_of_bound": ("Gap / bound", "The service gap over 2 max(longest prompt, 2 tokens of KV), VTC's bound."),
+    "jain_service": (
+        "Jain index",
+        "Of the tenants' service until the last arrival, each over its max-min fair share: 1 = fair.",
+    ),
     "gpu_seconds": ("GPU-seconds", "Device time of all instances."),
 }
 _STATISTIC = re.compile(r"^(?P<base>.+?)_(?P<stat>mean|p\d+|max)(?P<unit>_s)?$")
@@ -66,7 +75,7 @@ def unit(metric: str) -> str:
 
 def higher_is_better(metric: str, given: dict[str, bool]) -> bool:
     """Direction of a metric: as given, else goodput, throughput and attainment up, all others down."""
-    return given.get(metric, metric.startswith(("goodput", "throughput", "slo_attainment")))
+    return given.get(metric, metric.startswith(("goodput", "throughput", "slo_attainment", "jain")))
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -62,6 +62,7 @@ def refill_window(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     event.write_column(slot, column, moves)
     if event.service is not None:
         event.service.enter(slot, moves, event.requests.program[column[Col.REQUEST]])
+    event.enter_account(slot, moves, column)
     return active & (inst.length > 0) & (num_free > 1)
 
 
@@ -116,6 +117,11 @@ def queue_view(event: Event) -> QueueView:
         attained_us=None if event.service is None else event.service.attained(event.running_mask),
         due=_due(event) if static.scheduler.due else None,
         remaining_us=remaining_us(event, row, pinned) if static.scheduler.foresees else None,
+        admitted_us=None if event.service is None else event.service.since_admission(),
+        tenant=None if event.fair is None else columns[:, Col.KLASS],
+        tag=None if event.fair is None else event.fair.tag,
+        account=None if event.fair is None else event.fair.account,
+        tenants=event.params.tenants,
     )
 
 
@@ -312,6 +318,8 @@ def admission_step(
         blocked |= waits
         if static.tiered:  # what is on its way in comes at the end of a copy, which ends a run of steps
             blocked |= ~jnp.any(unloaded)
+    if order is not None and not static.scheduler.static_keys:
+        blocked = seats  # who comes next may change, but nobody can come
     displacing = displaced | dropped_early
     # (A load is booked at the end of the micro-step: the step that waits for it is formed in a later one.)
     return (progress & more) | books_load | displacing, displacing, blocked
@@ -346,6 +354,7 @@ def _admit(
     event.add_waiting(-1, active, prompt, column[Col.REQUEST])
     if event.service is not None:
         event.service.begin(slot, active, slots.known)
+    event.charge_prompt(slot, first, column, prompt)
     if caching:
         event.cache_scheduled(active, slot)
     state = event.state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxsched.sim import ledger as books
 from jaxsched.sim import sent
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.event import Tally, ceil_blocks
@@ -272,6 +273,7 @@ def take_arrival(
     at = jnp.where(joins, m, static.num_instances)
     next_event = state.next_event.at[at].set(wake, mode="drop")
 
+    ledger = state.ledger if state.ledger is None else books.wait(state.ledger, turn.klass, one)
     one_program = (active & ~is_return).astype(jnp.int32)
     tally.count(Count.ARRIVED, active)
     tally.count(Count.REJECTED_SIZE, rejected_size)
@@ -301,6 +303,7 @@ def take_arrival(
         record=record,
         learned=learned,
         routing=routing,
+        ledger=ledger,
     )
     if static.graphs:
         state = arrive_turn(requests, state, request, stamp, program, m, joins)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
+from jaxsched.sim.fair import tenant_params
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import TierParams
@@ -90,15 +91,21 @@ def make_params(
     measure_from: int = 0,
     measure_to: int = 2**30,
     horizon_us: int | None = None,
+    tenant_weights: Sequence[float] | None = None,
     tiers: TierParams | None = None,
 ) -> SimParams:
-    """Traced parameters of one lane. Sequences over classes must be equally long; SLOs default to none."""
+    """Traced parameters of one lane. Sequences over classes must be equally long; SLOs default to none.
+
+    `tenant_weights`: where the tenants' service is measured; None: a fair scheduler takes all classes as equal.
+    """
     num_classes = len(timeout_us)
     blocks = np.broadcast_to(np.asarray(usable_blocks, np.int32), (num_instances,))
 
     def limits(values: Sequence[int] | None) -> jnp.ndarray:
         return jnp.asarray([NO_LIMIT_US] * num_classes if values is None else list(values), jnp.int32)
 
+    if tenant_weights is None and policy.scheduler.spec.fair is not None:
+        tenant_weights = [1.0] * num_classes
     far = 2**30 << EPOCH_BITS
     horizon = far if horizon_us is None else int(horizon_us)
     return SimParams(
@@ -119,5 +126,6 @@ def make_params(
         measure_to=jnp.int32(measure_to),
         horizon_epoch=jnp.int32(horizon >> EPOCH_BITS),
         horizon_us=jnp.int32(horizon & (EPOCH_US - 1)),
+        tenants=None if tenant_weights is None else tenant_params(list(tenant_weights)),
         tiers=tiers,
     )

@@ -49,7 +49,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
         if static.ranks:  # no step of a run evicts a context: which one changes with time
-            spare -= event.runs.paused_blocks()
+            spare -= event.runs.kept_blocks()
         elif static.pins:  # no step of a run breaks a pin
             spare -= event.runs.pinned_blocks()
         memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)
@@ -57,9 +57,8 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
             memory_in = jnp.int32(k)
         pure = (num_prefill == 0) & (state.preempted == 0) & (num_emit == num_decode)
         quiet = inst.waiting == 0
-        if not (static.timeouts or static.scheduler.rejects_late) and (
-            static.scheduler.order is None or static.scheduler.static_keys
-        ):
+        moves = static.scheduler.preemptive and not static.scheduler.static_keys
+        if not (static.timeouts or static.scheduler.rejects_late or moves):
             quiet |= blocked
         if not static.scheduler.asynchronous and static.scheduler.family != "v0":
             pure &= num_decode == inst.running
@@ -107,6 +106,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         event.tally.count(Count.OUTPUT_TOKENS, jnp.where(formed, num_emit, 0))
         event.tally.count(Count.BUSY_US, jnp.where(formed, first_end - start, 0))
         add_area(event, jnp.where(formed, first_end - start, 0))
+        event.serve_outputs((formed & emit).astype(jnp.int32))
     event.tally.count(Count.SCHEDULED_TOKENS, jnp.where(formed, total, 0))
 
     # v0's prefill-only steps leave the decodes' last token where it was.

@@ -13,13 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxsched.metrics.histogram import NUM_BINS, bin_of
+from jaxsched.sim import ledger as books
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
+from jaxsched.sim.fair import FairRow, Served, Who, by_tenant
 from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.routing import count_waiting
 from jaxsched.sim.service import ServiceRow
 from jaxsched.sim.state import (
+    EMPTY,
+    WAITING,
     Col,
     Count,
     Flag,
@@ -120,6 +124,7 @@ class Event:
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
     late: jax.Array | None = None  # slots whose request had too long a gap, where classes limit gaps
     service: ServiceRow | None = None  # attained service, where the order asks for it
+    fair: FairRow | None = None  # accounts of the tenants, where the order asks for them
     writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
 
     @classmethod
@@ -128,7 +133,8 @@ class Event:
         rows = jax.lax.dynamic_index_in_dim(state.slots, m, 0, keepdims=False)
         scalars = jax.lax.dynamic_index_in_dim(state.instance, m, 1, keepdims=False)
         scalars = scalars + jnp.where(state.pending_writes.joined == m, state.pending_writes.change, 0)
-        rule = static.scheduler.service
+        rule, fair = static.scheduler.service, static.scheduler.fair
+        owed = (params.scheduler.of_order(), params.tenants)
         return cls(
             static, params, requests, state, tally, m, now,
             Slots(*(rows[i] for i in range(rows.shape[0]))),
@@ -138,6 +144,7 @@ class Event:
             trace={} if static.trace else None,
             late=jax.lax.dynamic_index_in_dim(state.late, m, 0, keepdims=False) if static.gap_limits else None,
             service=ServiceRow(rule, state.service, m, state.epoch, now) if rule is not None else None,
+            fair=FairRow(fair, state.fair, m, owed, static.num_classes) if fair is not None else None,
         )  # fmt: skip
 
     def store(self) -> State:
@@ -167,6 +174,7 @@ class Event:
             if self.late is None
             else jax.lax.dynamic_update_index_in_dim(self.state.late, self.late, self.m, 0),
             service=None if self.service is None else self.service.store(self.state.service),
+            fair=None if self.fair is None else self.fair.store(self.state.fair),
             pending_writes=pending,
             slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
         )
@@ -269,6 +277,55 @@ class Event:
         if self.static.route_by_cache == "cache":
             routing = count_waiting(self.state.routing, self.m, row, sign, active)
             self.state = self.state.replace(routing=routing)
+        if self.static.tenants:
+            book = books.wait(self.state.ledger, self.requests.klass[row], sign * active.astype(jnp.int32))
+            self.state = self.state.replace(ledger=book)
+
+    # -- tenants -------------------------------------------------------------------------------------------------------
+
+    def _who(self, slot: jax.Array, column: jax.Array) -> tuple:
+        """The request of a slot, and the tenants and states of all slots, as rules of fairness see them."""
+        prompt, order = self.at(self.slots.prompt, slot), self.slots.order
+        outputs = self.at(self.slots.known, slot) - prompt
+        tag = jnp.int32(0) if self.fair is None else self.at(self.fair.tag, slot)
+        who = Who(column[Col.KLASS], prompt, column[Col.PREDICTED], outputs, tag)
+        return who, self.columns()[:, Col.KLASS], order == WAITING, order != EMPTY
+
+    def enter_account(self, slot: jax.Array, active: jax.Array, column: jax.Array) -> None:
+        """A request comes into the view of the scheduler."""
+        if self.fair is not None:
+            self.fair.enter(slot, active, *self._who(slot, column))
+
+    def serve_outputs(self, outputs: jax.Array) -> None:
+        """Tokens ``[slots]`` that a step, or a run of steps, has yielded are booked to the tenants."""
+        static = self.static
+        if self.fair is None and not static.tenants:
+            return
+        columns = self.columns()
+        tenant = columns[:, Col.KLASS]
+        by = by_tenant(tenant, outputs, static.num_classes)
+        if self.fair is not None:
+            past = self.slots.known - self.slots.prompt - columns[:, Col.PREDICTED]
+            beyond = by_tenant(tenant, jnp.clip(past, 0, outputs), static.num_classes)
+            self.fair.serve(Served(by, beyond))
+        if static.tenants:
+            book = books.give(self.state.ledger, self.params.tenants, jnp.zeros_like(by), by)
+            self.state = self.state.replace(ledger=book)
+
+    def charge_prompt(self, slot: jax.Array, active: jax.Array, column: jax.Array, prompt: jax.Array) -> None:
+        """A request is admitted for the first time: its prompt is booked to the tenant."""
+        if self.fair is not None:
+            self.fair.admit(slot, active, *self._who(slot, column))
+        if self.static.tenants:
+            mine = (jnp.arange(self.static.num_classes, dtype=jnp.int32) == column[Col.KLASS]) & active
+            inputs = jnp.where(mine, prompt, 0)
+            book = books.give(self.state.ledger, self.params.tenants, inputs, jnp.zeros_like(inputs))
+            self.state = self.state.replace(ledger=book)
+
+    def sample_ledger(self, active: jax.Array) -> None:
+        """Look at the differences between the tenants."""
+        if self.static.tenants:
+            self.state = self.state.replace(ledger=books.sample(self.state.ledger, active))
 
     def drop_work(self, active: jax.Array, prompt: jax.Array, column: jax.Array) -> None:
         """A request's predicted work is gone."""

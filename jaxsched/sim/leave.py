@@ -12,6 +12,7 @@ from jaxsched.sim import offload
 from jaxsched.sim.admit import learn_length
 from jaxsched.sim.clock import add_us, relative_us
 from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
+from jaxsched.sim.fair import Who
 from jaxsched.sim.graph import finish_turn
 from jaxsched.sim.kv import Pin
 from jaxsched.sim.retain import PauseView, deadline, reload_time_us
@@ -32,6 +33,7 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     if static.scheduler.asynchronous:
         inst.in_flight = inst.in_flight - ended
         slots.chunk = jnp.where(begin, 0, slots.chunk)
+        event.sample_ledger(begin)
         return
     ends = event.state.run_ends[event.m]
     done = ended & (ends <= now)
@@ -43,6 +45,8 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     grown = jnp.sum(event.held_blocks(slots.computed, slots.aux) - before) if static.run_steps > 1 else jnp.int32(0)
     inst.free = inst.free - grown
     event.kv.take(grown)
+    event.serve_outputs(jnp.where(emit, k, 0))
+    event.sample_ledger(begin)
     slots.last = set_where(emit, event.wrapped(now), slots.last)
     slots.chunk = jnp.where(begin, 0, slots.chunk)
     inst.in_flight = jnp.where(ended, 0, inst.in_flight)
@@ -122,6 +126,10 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if event.service is not None:
         program = event.requests.program[column[Col.REQUEST]]
         event.service.finish(slot, is_finish, program, (column[Col.ARRIVAL_EPOCH], column[Col.ARRIVAL_US]))
+    if event.fair is not None:
+        output = column[Col.OUTPUT]
+        who = Who(column[Col.KLASS], prompt, column[Col.PREDICTED], output, event.at(event.fair.tag, slot))
+        event.fair.finish(is_finish, who)
     event.tally.count(Count.TIMED_OUT, here & ~is_finish)
     event.record(
         column[Col.REQUEST],

@@ -18,8 +18,10 @@ from jaxsched.sim.arrivals import next_input_time, next_view_tick, take_arrival,
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.close import close_step, drain_token
 from jaxsched.sim.event import Event, Tally, apply_pending, first_slot
+from jaxsched.sim.fair import rebased
 from jaxsched.sim.kv.runs import COPYING
 from jaxsched.sim.leave import book_run, let_one_leave
+from jaxsched.sim.ledger import folded
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.running import running_pass
@@ -80,6 +82,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     next_phase = _instance_event(event, active, begins & active, phase)
     if static.tiered:
         offload.finish(event)
+    event.sample_ledger(active)
     state = event.store()
     if static.trace:
         event.note(active=active, now=now, instance=m, order=event.slots.order, waiting_after=event.inst.waiting)
@@ -232,9 +235,12 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
     if tiers is not None:
         copying = offload.rebased_copies(kv.runs[:, COPYING], shift, EPOCH_US)
         kv, tiers = kv.replace(runs=kv.runs.at[:, COPYING].set(copying)), rebase_tiers(tiers, shift)
+    fair, rule = state.fair, static.scheduler.fair
     return state.replace(
         kv=kv,
         tiers=tiers,
+        fair=fair if fair is None or rule is None else rebased(rule, fair),
+        ledger=None if state.ledger is None else folded(state.ledger),
         epoch=state.epoch + jnp.where(shift, num_epochs, 0),
         now=jnp.where(shift, now, state.now),
         next_event=back(state.next_event),

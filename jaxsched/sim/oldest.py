@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
-def take_oldest(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""]) -> Int[Array, " e"]:
+def take_oldest(
+    key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""], ties: Int[Array, " e"] | None = None
+) -> Int[Array, " e"]:
     """Blocks to drop from each entry so that `owed` are dropped in all, smallest keys first.
 
-    Keys of entries with a length are unique; `owed` is at most the sum of the lengths. The threshold is found by
-    bisection: no sort.
+    Keys of entries with a length are unique, or, of equal keys, the smallest `ties` go first and those are unique.
+    `owed` is at most the sum of the lengths. The threshold is found by bisection: no sort.
     """
 
     def unsettled(bounds: tuple[Array, Array]) -> Array:
@@ -31,4 +33,7 @@ def take_oldest(key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array
     whole = there & (key < threshold)
     rest = owed - jnp.sum(jnp.where(whole, length, 0))
     at = there & (key == threshold)
+    if ties is not None:
+        part = take_oldest(ties, jnp.where(at, length, 0), jnp.where(owed > 0, rest, 0))
+        return jnp.where(owed > 0, jnp.where(whole, length, part), 0)
     return jnp.where(owed > 0, jnp.where(whole, length, jnp.where(at, jnp.minimum(rest, length), 0)), 0)

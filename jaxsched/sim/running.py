@@ -173,6 +173,8 @@ def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory:
     event.add_waiting(+1, active, prompt, column[Col.REQUEST])
     if event.service is not None:
         event.service.stop(slot, active)
+    if event.fair is not None:
+        event.fair.requeue(slot, active)
     event.state = event.state.replace(
         budget=state.budget + jnp.where(active, given, 0),
         preempted=jnp.where(active & memory, 1, state.preempted),

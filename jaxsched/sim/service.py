@@ -154,6 +154,10 @@ class ServiceRow:
         cleared = {CLEARED_SERVICE: self._rows[CALL_SERVED], CLEARED_WAIT: waited}
         self._set(waiting & starved & active, cleared)
 
+    def since_admission(self) -> Int[Array, " s"]:
+        """Time since the last admission of each call (of those that run)."""
+        return self._since_admission()
+
     def advanced(self, known: Int[Array, " s"]) -> Bool[Array, " s"]:
         """Which running calls have yielded a token since their admission."""
         return known > self._rows[BEGAN_TOKENS]

@@ -17,7 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.sim.clock import NEVER_US
+from jaxsched.sim.fair import FairState, init_fair
 from jaxsched.sim.kv import init_cache
+from jaxsched.sim.ledger import LedgerState, init_ledger
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.routing import init_routing
 from jaxsched.sim.service import init_service
@@ -265,6 +267,8 @@ class State(struct.PyTreeNode):
     lengths: Any = None  # output lengths seen, a window per instance (sim/admit.py); None = admission does not ask
     late: Any = None  # [m, s] 1: a gap between its tokens was beyond its class's limit; None = no class has one
     service: Any = None  # attained service (sim/service.py); None = the order does not ask
+    fair: FairState | None = None  # accounts of the tenants (sim/fair.py); None = the order does not ask
+    ledger: LedgerState | None = None  # service of the tenants, measured (sim/ledger.py); None = not asked for
     tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
@@ -289,6 +293,11 @@ def _nobody_served(static: SimStatic, num_requests: int) -> Any:
     if static.scheduler.service is None:
         return None
     return init_service(static.num_instances, static.num_slots, num_requests if static.num_paused else 1)
+
+
+def _nothing_owed(static: SimStatic) -> FairState | None:
+    rule = static.scheduler.fair
+    return None if rule is None else init_fair(rule, static.num_instances, static.num_slots, static.num_classes)
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
@@ -367,6 +376,8 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         lengths=_no_lengths(static, params),
         late=zeros(m, s) if static.gap_limits else None,
         service=_nobody_served(static, num_requests),
+        fair=_nothing_owed(static),
+        ledger=init_ledger(static.num_classes) if static.tenants else None,
         tiers=init_tiers(static),
         fired=zeros(num_requests, 3) if static.graphs else None,
     )

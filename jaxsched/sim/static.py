@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from jaxsched.sim.admit import AdmitHead
+from jaxsched.sim.fair import FairRule
 from jaxsched.sim.retain import OffloadRule, RetainHead
 from jaxsched.sim.service import ServiceRule
 from jaxsched.sim.views import QueueView, RouterView
@@ -46,6 +47,7 @@ class SchedulerSpec:
     due: bool = False  # reads due dates and predicted work (`DueView`)
     rejects_late: bool = False  # refuses who can no longer meet the limits of its class
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
+    fair: FairRule | None = None  # keeps an account of the tenants' service, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class SchedulerSpec:
             raise ValueError("early rejection needs an ordered queue, a synchronous engine and due dates")
         if self.service is not None and (self.order is None or self.asynchronous):
             raise ValueError("attained service needs an ordered queue and a synchronous engine")
+        if self.fair is not None and (self.order is None or self.asynchronous or self.family != "v1"):
+            raise ValueError("accounts of tenants need an ordered queue and a synchronous V1 engine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +80,12 @@ class SimStatic:
     num_paused: int = 0  # paused programs a lane can hold; 0 = every program has one turn
     graphs: bool = False  # programs may be graphs of turns (`Requests.edges`); False = chains
     num_classes: int = 1
+    tenants: bool = False  # classes are tenants whose service is measured (sim/ledger.py)
     ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
     prefix_cache: str = "none"  # representation of the prefix cache: one of CACHES (V1 family only)
     cache_entries: int = 0  # blocks: the largest pool; runs: idle runs that an instance can hold
     max_blocks: int = 0  # full blocks of the longest turn
+    group_prefixes: bool = True  # runs: some turns may begin with a shared prefix of a block or more
     num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
     host_tier: bool = False  # instances have host memory for contexts (used if the scheduler offloads)
     remote_tier: bool = False  # ... and a pool behind it that all share
@@ -137,6 +143,11 @@ class SimStatic:
     def retains(self) -> bool:
         """Whether KV of paused programs can be pinned."""
         return self.scheduler.retain is not None and self.prefix_cache == "runs"
+
+    @property
+    def pins_prefixes(self) -> bool:
+        """Whether what is pinned may include the shared prefix below a context."""
+        return self.pins and self.group_prefixes
 
     @property
     def ranks(self) -> bool:

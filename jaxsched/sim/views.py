@@ -9,6 +9,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.sim.due import DueView
+from jaxsched.sim.fair import TenantParams
 
 
 class QueueView(struct.PyTreeNode):
@@ -35,6 +36,11 @@ class QueueView(struct.PyTreeNode):
     #: It has yielded a token since its admission (schedulers with a `ServiceRule`).
     advanced_mask: Bool[Array, " s"] | None = None
     remaining_us: Int[Array, " s"] | None = None  # work left of its program, history included unless pinned (bounds)
+    tenant: Int[Array, " s"] | None = None  # whose request it is (schedulers with a `FairRule`, and those below)
+    tag: Int[Array, " s"] | None = None  # what the rule gave it
+    account: Int[Array, " a"] | None = None  # of the instance, as the rule keeps it
+    tenants: TenantParams | None = None  # weights of the tenants
+    admitted_us: Int[Array, " s"] | None = None  # time since its admission (schedulers with a `ServiceRule`)
     due: DueView | None = None  # due dates and predicted work (schedulers with `SchedulerSpec.due`)
     attained_us: Int[Array, " s"] | None = None  # service that counts for the call (schedulers with a `ServiceRule`)
 

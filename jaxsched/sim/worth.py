@@ -38,6 +38,8 @@ def rank_contexts(event: Event, active: Bool[Array, ""], rows: Int[Array, " s"])
     before = jnp.where(waits[None, :] == waits[:, None], less, waits[:, None])
     rank = jnp.sum((before & there[None, :]).astype(jnp.int32), axis=1)
     runs.rank = jnp.where(active, rank, runs.rank)
+    if event.static.pins_prefixes:
+        runs.rank_prefixes(active)
 
 
 def _age_us(event: Event) -> Int[Array, " r"]:

@@ -27,8 +27,9 @@ from jaxsched.workloads.renewal import RenewalSpec
 from jaxsched.workloads.sessions import MixedSessions, SessionSpec, generate_sessions
 from jaxsched.workloads.stages import PipelineSpec, generate_pipelines
 from jaxsched.workloads.subagents import SubAgentSpec, generate_subagents
+from jaxsched.workloads.tenants import TenantMix, generate_tenants
 
-Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RenewalSpec
+Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RenewalSpec | TenantMix
 #: Specifications of programs with more than one turn.
 Sessions = SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec
 
@@ -52,6 +53,8 @@ class Preset:
     @property
     def options(self) -> tuple[str, ...]:
         """Names that `generate` accepts as overrides."""
+        if isinstance(self.spec, TenantMix):
+            return ("prediction_sigma",)
         scalars = int | float | str
         fields = [f.name for f in dataclasses.fields(self.spec) if isinstance(getattr(self.spec, f.name), scalars)]
         if getattr(self.spec, "paired_prompt", None) is None:
@@ -64,7 +67,7 @@ class Preset:
     @property
     def max_turns(self) -> int:
         """Most turns a program can have (1 for plain requests)."""
-        return self.spec.max_turns if isinstance(self.spec, Sessions) else 1
+        return self.spec.max_turns if isinstance(self.spec, Sessions | TenantMix) else 1
 
     @property
     def graphs(self) -> bool:
@@ -74,16 +77,20 @@ class Preset:
     @property
     def num_classes(self) -> int:
         """Number of values `klass` takes."""
+        if isinstance(self.spec, TenantMix):
+            return len(self.spec.parts)
         tenants = getattr(self.spec, "tenants", None)
         return 1 if tenants is None else len(tenants.probabilities)
 
     @property
     def tool_names(self) -> tuple[str, ...]:
         """Names of the values of the table's `tool` column; empty for plain requests."""
-        return self.spec.tool_names if isinstance(self.spec, Sessions) else ()
+        return self.spec.tool_names if isinstance(self.spec, Sessions | TenantMix) else ()
 
     def num_rows(self, num_programs: int) -> int:
         """Rows of the table that `generate` returns."""
+        if isinstance(self.spec, TenantMix):
+            return self.spec.num_rows(num_programs)
         return num_programs * self.max_turns
 
     def with_options(self, **overrides) -> Preset:
@@ -133,7 +140,7 @@ class Preset:
 
     @functools.cached_property
     def _means(self) -> tuple[float, float, float]:
-        num = _SAMPLE_SESSIONS if isinstance(self.spec, Sessions) else _SAMPLE_REQUESTS
+        num = _SAMPLE_SESSIONS if self.max_turns > 1 else _SAMPLE_REQUESTS
         table = _generate(self.spec, jax.random.key(0), num, jnp.float32(self.rate_per_s), _knobs(self.spec))
         used = np.zeros(self.num_rows(num), bool)
         following = np.asarray(table.next_turn)
@@ -164,6 +171,8 @@ class Preset:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _generate(spec: Spec, key: Array, num_programs: int, rate_per_s: Array, knobs: Knobs) -> Requests:
+    if isinstance(spec, TenantMix):
+        return generate_tenants(spec, key, num_programs, rate_per_s, knobs)
     if isinstance(spec, PipelineSpec):
         return generate_pipelines(spec, key, num_programs, rate_per_s, knobs)
     if isinstance(spec, SubAgentSpec):

@@ -58,6 +58,7 @@ class Context:
     final_tokens: int  # of the next turn (for bounds)
     returns_us: int = 0  # when the next turn will arrive (for bounds)
     blocks: list[Block] = field(default_factory=list)  # from the beginning on
+    prefix: tuple[int, ...] = ()  # hashes of the blocks of the group's prefix below it
     is_pinned: bool = False
     waits: bool = False  # its next turn waits here
 
@@ -140,6 +141,8 @@ class CachingPool:
         self.contexts: list[Context] = []  # in order of release
         self.noted: Counter[str] = Counter()
         self.by_return = False  # contexts are evicted in the order of their programs' returns, last first
+        #: Idle blocks of group prefixes that are pinned with a context (by index), and the last such context to go.
+        self._kept: dict[int, Context] = {}
         #: Blocks that a copy under way needs, and until when: they have their place in the queue but are not free.
         self._copying: dict[int, int] = {}
         self.loading: dict[int, int] = {}  # turns whose context is on its way into HBM -> when it will be there
@@ -185,6 +188,7 @@ class CachingPool:
                 del self._free_queue[block.index]
                 self._copying.pop(block.index, None)
                 self._leave_context(block)
+                self._kept.pop(block.index, None)
             block.ref += 1
         self.contexts = [c for c in self.contexts if c.program != request.owner]  # the program has gone on
         self._tables[request] = list(hit.blocks)
@@ -203,6 +207,7 @@ class CachingPool:
         del self._free_queue[block.index]
         if block.hash is not None:  # eviction
             self._leave_context(block)
+            self._kept.pop(block.index, None)
             del self._copies[block.hash][block.index]
             block.hash = None
         return block
@@ -232,6 +237,7 @@ class CachingPool:
         if context is not None:
             own = self._tables.get(request, [])[request.shared_blocks :]
             context.blocks = [b for b in own if b.ref == 1 and b.hash is not None]
+            context.prefix = self._prefix(request)
             self.contexts += [context] if context.blocks else []
         freed = []
         for block in reversed(self._tables.pop(request, [])):
@@ -281,7 +287,12 @@ class CachingPool:
             self._leave_context(block)
         self.loading[request.row] = own_end_us
         self.contexts = [c for c in self.contexts if c.program != request.owner]
-        self.contexts.append(Context(request.row, request.owner, None, request.final_tokens, 0, own, is_pinned=pinned))
+        context = Context(request.row, request.owner, None, request.final_tokens, 0, own, is_pinned=pinned)
+        context.prefix = self._prefix(request)
+        self.contexts.append(context)
+
+    def _prefix(self, request: Request) -> tuple[int, ...]:
+        return tuple(self._block_hash(request, i) for i in range(request.shared_blocks))
 
     def refresh_pins(self, now_us: int, waiting: list[Request]) -> None:
         """At the start of a schedule() call."""
@@ -290,6 +301,17 @@ class CachingPool:
             in_time = context.deadline_us is not None and now_us <= context.deadline_us
             context.waits = context.next_turn in rows
             context.is_pinned = in_time or (context.is_pinned and context.next_turn in rows)
+        self._kept = {}
+        for context in sorted((c for c in self.contexts if c.is_pinned), key=self._goes_when):
+            for key in context.prefix:
+                idle = [b.index for b in self._copies.get(key, {}).values() if b.ref == 0]
+                self._kept.update(dict.fromkeys(idle[:1], context))  # the copy that would be hit
+
+    def _goes_when(self, context: Context) -> tuple:
+        """Contexts in the order in which they are evicted."""
+        if self.by_return:
+            return context.is_pinned, context.waits, 0 if context.waits else -context.returns_us
+        return (-context.program,)
 
     def pinned_turns(self) -> list[int]:
         """Rows of the turns whose context is pinned."""
@@ -297,34 +319,32 @@ class CachingPool:
 
     def pinned_besides(self, hit: Hit) -> int:
         """Pinned blocks other than those of a hit."""
-        pinned = [b for c in self.contexts if c.is_pinned for b in c.blocks if b.index not in self._copying]
-        return sum(b not in hit.blocks for b in pinned)
+        pinned = [b for c in self.contexts if c.is_pinned for b in c.blocks] + [self._blocks[i] for i in self._kept]
+        return sum(b not in hit.blocks and b.index not in self._copying for b in pinned)
 
     def _next_to_take(self) -> Block:
         """Unpinned free blocks in the queue's order; then pinned ones, from the end of the latest program's.
 
-        `by_return`: those of contexts after all others, the one whose program returns last first.
+        `by_return`: those of contexts after all others, the one whose program returns last first. What is pinned of a
+        group's prefix goes behind the last of the contexts that it is pinned for, in the queue's order.
         """
-        if self.by_return:
-            return self._last_to_return()
-        pinned = [c for c in self.contexts if c.is_pinned]
-        kept = {block.index for c in pinned for block in c.blocks}
+        last = [c for c in self.contexts if c.is_pinned or self.by_return]
+        kept = {block.index for c in last for block in c.blocks} | self._kept.keys()
         for index, block in self._free_queue.items():
             if index not in kept and index not in self._copying:
                 return block
-        self.noted["pinned_block_taken"] += 1
-        takeable = [c for c in pinned if not any(b.index in self._copying for b in c.blocks)]
-        return max(takeable, key=lambda c: c.program).blocks[-1]
-
-    def _last_to_return(self) -> Block:
-        of_contexts = {block.index for c in self.contexts for block in c.blocks}
-        for index, block in self._free_queue.items():
-            if index not in of_contexts:
-                return block
-        self.noted["context_block_taken"] += 1
-        self.noted["pinned_block_taken"] += all(c.is_pinned for c in self.contexts)
-        chosen = min(self.contexts, key=lambda c: (c.is_pinned, c.waits, 0 if c.waits else -c.returns_us))
-        return chosen.blocks[-1]
+        taken = [
+            (*self._goes_when(c), 0, c.blocks[-1]) for c in last if not any(b.index in self._copying for b in c.blocks)
+        ]
+        prefixes = {id(keeper): keeper for keeper in self._kept.values()}
+        for keeper in prefixes.values():
+            shared = [i for i in self._free_queue if self._kept.get(i) is keeper and i not in self._copying]
+            taken += [(*self._goes_when(keeper), 1, self._blocks[shared[0]])] if shared else []
+        *key, block = min(taken, key=lambda entry: entry[:-1])
+        self.noted["context_block_taken"] += self.by_return
+        self.noted["pinned_block_taken"] += all(c.is_pinned for c in last)
+        self.noted["pinned_prefix_taken"] += key[-1]
+        return block
 
     def _leave_context(self, block: Block) -> None:
         for context in self.contexts:

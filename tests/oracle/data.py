@@ -15,7 +15,7 @@ Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negat
 Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
 Order = Literal[
     "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas",
-    "srpt_program", "edd", "edf", "mdd", "slack", "atc",
+    "srpt_program", "edd", "edf", "mdd", "slack", "atc", "vtc", "vtc-predict", "wfq", "drr",
 ]  # fmt: skip
 Retention = Literal["", "static_ttl", "preserve", "clair", "belady"]
 Router = Literal[
@@ -64,6 +64,8 @@ class EngineConfig:
     reserved: float = 0.05  # past_future
     overcommit: float = 1.0  # conservative
     history: int = 200  # past_future: output lengths remembered
+    weights: tuple[float, ...] = (1.0, 1.0)  # of the tenants, by class
+    drr_quantum: int = 1024  # weighted tokens
     quantum_us: int = 1_000_000  # plas and atlas: service that the first level covers
     num_levels: int = 10
     starvation_ratio: int = 10  # 0 = nobody is promoted
@@ -217,6 +219,7 @@ class Request:
     discarded: int = 0  # computed tokens lost to preemptions
     is_running: bool = False
     service: Any = None  # of plas and atlas: `attained.Service`
+    accounts: Any = None  # of the instance: `fairness.Accounts`
     block_hashes: list[int] = field(default_factory=list)  # of the full blocks known so far (prefix caching)
 
     @property

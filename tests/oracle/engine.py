@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.oracle import admission, attained, due, other_engines, vllm_v1
+from tests.oracle import admission, attained, due, fairness, other_engines, vllm_v1
 from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
 from tests.oracle.data import EngineConfig, Record, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
@@ -56,6 +56,7 @@ class Instance:
     ):
         self.lengths = admission.first_lengths(config)  # outputs of requests that finished here
         self.words = words or (lambda row, draw: 0)
+        self.accounts = fairness.Accounts(config) if config.order in fairness.ORDERS else None
         self.programs = {} if programs is None else programs  # what they were served, at all instances
         self.config, self.step_time = config, step_time
         self.pool = make_pool(config.usable_blocks, config.block_size, config.prefix_caching)
@@ -162,6 +163,8 @@ class Instance:
         if request.service is not None:
             request.service.began_us, request.service.began_tokens = call.now_us, request.num_tokens
         record = request.record
+        if self.accounts is not None and record.preemptions == 0:
+            self.accounts.admit(request)
         if record.first_scheduled_us < 0:
             record.first_scheduled_us = call.now_us
             record.cached_tokens_first = found_tokens
@@ -218,6 +221,10 @@ class Instance:
                 self._abort(request, now_us)
         self.pool.end_copies(now_us)
         self.pool.refresh_pins(now_us, self.waiting)
+        if self.accounts is not None:
+            for request in sorted(self.waiting, key=lambda r: r.sequence):
+                request.accounts = self.accounts
+                self.accounts.enter(request)
         if self.config.order in BY_SERVICE:
             for request in self.waiting:
                 attained.enter(self.programs, request)
@@ -272,6 +279,8 @@ class Instance:
             if request.is_over:
                 continue  # timed out while the token was in flight
             request.delivered += 1
+            if self.accounts is not None:
+                self.accounts.serve(request)
             if self.config.prefix_caching:
                 request.content.append((request.output_stream, request.delivered - 1))
             if self.config.asynchronous and request.is_running:
@@ -289,6 +298,8 @@ class Instance:
         """Its last token's KV is never computed. In async mode it may have been preempted meanwhile."""
         assert request.in_flight == 0
         assert not request.is_running or request.computed == request.num_tokens - 1
+        if self.accounts is not None:
+            self.accounts.finish(request)
         if request.service is not None:
             attained.finish(self.config, self.programs, request, now_us)
         request.record.fate = "finished"

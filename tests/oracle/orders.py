@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from tests.oracle import attained, due
+from tests.oracle import attained, due, fairness
 from tests.oracle.data import EngineConfig, Request
 
 #: Orders in which a waiting request may push out a running one.
@@ -92,6 +92,8 @@ def choose(config: EngineConfig, waiting: list[Request], now_us: int, pinned: Co
         )
     if config.order == "srpt_program":
         return Choice(min(ready, key=lambda r: (*_program_work(config, r, r.row in pinned), r.sequence)))
+    if config.order in fairness.ORDERS:
+        return Choice(min(ready, key=lambda r: r.accounts.key(r)))
     if config.order == "sjf":
         return Choice(min(ready, key=lambda r: (r.predicted_tokens, r.sequence)))
     if config.order in PREEMPTIVE:

@@ -20,12 +20,14 @@ from jaxsched.policies.base import Policy
 from jaxsched.policies.past_future import past_future_head
 from jaxsched.sim.build import make_params as make_sim_params
 from jaxsched.sim.build import make_static
+from jaxsched.sim.fair import tenant_params
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.retain import FOREVER_US, OffloadRule, PauseView
 from jaxsched.sim.static import SimStatic
 from jaxsched.timing.step_time import NUM_SEGMENTS, StepTimeParams, affine, make_params
 from tests.oracle.data import EngineConfig, Kind, Order, RouterConfig, StepFeatures, StepTime, Workload
+from tests.oracle.fairness import ORDERS
 from tests.oracle.tiers import TierConfig
 from tests.sim.graphs import random_forks, random_graphs, random_lines
 from tests.sim.harness import to_requests
@@ -51,6 +53,10 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "atlas": ("vllm", "atlas", False),
     "fastswitch": ("vllm", "fastswitch", False),
     "srpt_program": ("vllm", "srpt_program", False),
+    "vtc": ("vllm", "vtc", False),
+    "vtc-predict": ("vllm", "vtc-predict", False),
+    "wfq": ("vllm", "wfq", False),
+    "drr": ("vllm", "drr", False),
     **{name: ("vllm", name, False) for name in ("edd", "edf", "mdd", "slack", "atc")},
 }
 #: The reference's `admission` with "vllm", by name of the scheduler.
@@ -116,6 +122,7 @@ class Variant:
     graphs: bool = False  # programs are graphs (needs `turns`)
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
+    prefixes: bool = False  # with retention too, many programs begin with a group's prefix
     tiers: str = ""  # "host", or "remote" (host memory and, in some lanes, a remote pool); needs "+offload"
     size: Size = MEDIUM
 
@@ -124,6 +131,7 @@ class Variant:
         switches = ("turns", "graphs", "timeouts", "delay", "thresholds", "gaps")
         marks = [mark for mark in switches if getattr(self, mark)]
         marks += [f"cache_{self.cache}"] if self.cache != "none" else []
+        marks += ["prefixes"] if self.prefixes else []
         return "-".join([self.scheduler, self.router, f"b{self.block_size}", *marks])
 
     @property
@@ -236,6 +244,11 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
             "starvation_ratio": draw.choice([0, 1, 3]),
             "preempts": draw.random() < 0.7,
             "pinned_first": draw.randrange(3),
+        }
+    if order in ORDERS:
+        by_service = {
+            "weights": draw.choice([(1.0, 1.0), (1.0, 2.0), (3.0, 0.5)]),
+            "drr_quantum": draw.choice([10, 100, 1000]),
         }
     admission: dict[str, Any] = {}
     if variant.base in ADMISSIONS:
@@ -393,7 +406,8 @@ def _share(
     group, group_tokens, chain = [-1] * len(prompt), [0] * len(prompt), list(range(len(prompt)))
     content: list[list[Any]] = [[] for _ in prompt]
     for first in range(num_programs):
-        which = draw.choice([-1, 0, 1, 2] if not (variant.parts or variant.tiers) else [-1] * 9 + [0])
+        rarely = (variant.parts or variant.tiers) and not variant.prefixes
+        which = draw.choice([-1] * 9 + [0] if rarely else [-1, 0, 1, 2])
         size = sizes[which] if which >= 0 else 0
         row, before = first, -1
         while row >= 0:
@@ -456,6 +470,9 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
         seed=column([lane.router.seed for lane in lanes]),
         timeout_us=column([engine.timeouts_us for engine in engines]),
     )
+    if variant.base in ORDERS:
+        weights = [tenant_params(list(engine.weights)) for engine in engines]
+        params = params.replace(tenants=jax.tree.map(lambda *leaves: np.stack(leaves), *weights))
     if variant.tiers:
         tiers = [tier_params(engine.tiers) for engine in engines if engine.tiers is not None]
         params = params.replace(tiers=jax.tree.map(lambda *leaves: np.stack(leaves), *tiers))
@@ -473,6 +490,9 @@ def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, 
         return {"order": np.asarray(rows, np.int32)}
     if variant.base == "srpt_program":
         return {"order": np.asarray([(e.pinned_first,) for e in engines], np.int32)}
+    if variant.base in ORDERS:
+        rows = [(1, 2, e.drr_quantum) if variant.base == "drr" else (1, 2) for e in engines]
+        return {"order": np.asarray(rows, np.int32)}
     if variant.base not in ("plas", "atlas"):
         return {}
     rows = [(e.quantum_us // 1000, e.num_levels, e.starvation_ratio, int(e.preempts), e.pinned_first) for e in engines]

@@ -20,11 +20,14 @@ TIGHT = Size(2, 8, 48, 100, 60, (176, 208, 260, 320))
 #: All contexts pinned until the return: under program order with the gate; with turns that displace one another; with
 #: contexts that come back from host memory and are pinned on arrival. And a learned price with an order of eviction.
 VARIANTS = [
-    Variant("continuum+preserve+gate", "program_sticky", turns=True, cache="runs", size=TIGHT),
+    Variant("continuum+preserve+gate", "program_sticky", turns=True, cache="runs", prefixes=True, size=TIGHT),
     Variant("pfcfs+gittins_index", "program_sticky", turns=True, cache="runs", size=TIGHT),
     Variant("plas+preserve+gate", "program_sticky", turns=True, cache="runs", size=TIGHT),
-    Variant("srpt_program+preserve+prefetch", "program_sticky", turns=True, cache="runs", tiers="host", size=TIGHT),
-]
+    Variant(
+        "srpt_program+preserve+prefetch", "program_sticky", turns=True, cache="runs", tiers="host", prefixes=True,
+        size=TIGHT,
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ more than everything, copies overlap or the engine waits: all as lanes of one pr
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -50,6 +51,9 @@ def test_every_record_and_transfer_equals_the_reference_and_every_block_is_somew
     variant: Variant, full_size: bool, record_property
 ) -> None:
     lanes = [random_lane(variant, seed) for seed in range(4 * LANES if full_size else LANES)]
+    if variant is SPILL:  # ... and some where many share prefixes: the same program
+        shared = dataclasses.replace(variant, prefixes=True)
+        lanes += [random_lane(shared, seed) for seed in range(LANES // 3)]
     inputs = lane_inputs(variant, lanes)
     state, found = run_lanes_checked(variant.static(max_run_steps=32), *inputs)
     assert {Violation(int(mask)) for mask in np.unique(found)} == {Violation(0)}

@@ -14,8 +14,9 @@ from jaxsched.report.evaluation import Regime, curves, tables, verdict
 from jaxsched.stats import Interval
 from tests.networks.test_index import LIKE_GITTINS, weights
 from tests.shared_data import ROOT, SHARED
-from train.evaluate import main, prepare
+from train.evaluate import main
 from train.evaluate_config import load
+from train.evaluate_regimes import prepare
 
 CONFIG = """
 name: tiny

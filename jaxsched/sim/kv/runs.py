@@ -37,7 +37,8 @@ UNHASHED, DEBT, CLOCK, AHEAD = range(4)
 NUM_FIELDS, NUM_TIER_FIELDS, NUM_RANK_FIELDS = 9, 2, 3
 #: `COPYING` of a run that no copy needs.
 NO_COPY = -(2**31)
-#: Eviction key of pinned runs: behind all stamps, the latest program first.
+#: Eviction key of pinned runs: behind all stamps, the latest program first; a group's prefix (odd) behind the last of
+#: the contexts that it is pinned for.
 PINNED_KEY = 2**30
 MOST_PROGRAMS = 2**28
 #: ... and of contexts that are ranked and not pinned. A context that has no rank yet goes after those that have one.
@@ -120,11 +121,13 @@ class RunTable(KvCache):
         length = jnp.where(used, self.high - self.low, 0)
         key = self.stamp
         if self._static.ranks:  # those without a program that returns first, then the least worth
-            last = jnp.where(self.pinned > 0, PINNED_KEY, RANKED_KEY) + self.rank
-            key = jnp.where(self.next >= 0, last, key)
+            last = jnp.where(self.pinned > 0, PINNED_KEY, RANKED_KEY) + 2 * self.rank
+            key = jnp.where((self.next >= 0) | (self.pinned > 0), last + (self.next < 0), key)
         elif self._static.pins:
-            key = jnp.where(self.pinned > 0, PINNED_KEY + MOST_PROGRAMS - self.program, key)
-        self.high = self.high - take_oldest(key, length, owed)
+            last = PINNED_KEY + 2 * (MOST_PROGRAMS - self.program) + (self.next < 0)
+            key = jnp.where(self.pinned > 0, last, key)
+        ties = self.stamp if self._static.pins_prefixes else None  # of runs of one prefix
+        self.high = self.high - take_oldest(key, length, owed, ties)
         self.debt = jnp.zeros_like(owed)
         self._drop_empty()
 
@@ -141,7 +144,22 @@ class RunTable(KvCache):
         due = (self.due_epoch > epoch) | ((self.due_epoch == epoch) & (self.due_us >= now))
         waits = jnp.any((self.next[:, None] == rows[None, :]) & waiting[None, :], axis=1)
         pinned = (self.chain != UNUSED) & (self.next >= 0) & (due | (waits & (self.pinned > 0)))
+        if self._static.pins_prefixes:
+            stands = self._stands_on(pinned)
+            earliest = jnp.min(jnp.where(stands, self.program[None, :], MOST_PROGRAMS), axis=1)
+            self.program = jnp.where(active & (earliest < MOST_PROGRAMS), earliest, self.program)
+            pinned |= earliest < MOST_PROGRAMS
         self.pinned = jnp.where(active, pinned.astype(jnp.int32), self.pinned)
+
+    def _stands_on(self, contexts: Bool[Array, " r"]) -> Bool[Array, "r r"]:
+        """Whether the first run is of the group's prefix below the second one, which is one of `contexts`."""
+        _, group, group_blocks = self.content(jnp.maximum(self.next, 0))
+        return (self.chain[:, None] == group[None, :]) & (contexts & (group_blocks > 0))[None, :]
+
+    def rank_prefixes(self, active: Bool[Array, ""]) -> None:
+        """What is pinned of a group's prefix goes behind the last of the contexts that it is pinned for."""
+        last = jnp.max(jnp.where(self._stands_on((self.pinned > 0) & (self.next >= 0)), self.rank[None, :], -1), axis=1)
+        self.rank = jnp.where(active & (last >= 0), last, self.rank)
 
     def pinned_blocks(self) -> Int[Array, ""]:
         """Idle blocks that are pinned."""
@@ -152,13 +170,14 @@ class RunTable(KvCache):
 
     def next_expiry(self, epoch: Array, us: Array) -> Int[Array, ""]:
         """Time of the next end of a pin, in us since the start of `epoch` (2^31 - 1: none in it or the next)."""
-        near = (self.pinned > 0) & ((self.due_epoch == epoch) | (self.due_epoch == epoch + 1))
+        near = (self.pinned > 0) & (self.next >= 0) & ((self.due_epoch == epoch) | (self.due_epoch == epoch + 1))
         due = self.due_us + jnp.where(self.due_epoch == epoch, 0, EPOCH_US)
         return jnp.min(jnp.where(near & (due >= us), due, NEVER_US))
 
-    def paused_blocks(self) -> Int[Array, ""]:
-        """Idle blocks of programs that will go on."""
-        return jnp.sum(jnp.where((self.chain != UNUSED) & (self.next >= 0), self.high - self.low, 0))
+    def kept_blocks(self) -> Int[Array, ""]:
+        """Idle blocks of programs that will go on, or pinned."""
+        kept = (self.chain != UNUSED) & ((self.next >= 0) | (self.pinned > 0))
+        return jnp.sum(jnp.where(kept, self.high - self.low, 0))
 
     def paused_rows(self, rows: Int[Array, " s"]) -> Int[Array, " r"]:
         """Of each run that is the context of a program whose next turn is none of these: that turn; else -1."""
@@ -394,8 +413,8 @@ class RunTable(KvCache):
         self.low = jnp.where(mine, jnp.maximum(self.low, jnp.minimum(self.high, hit.blocks)), self.low)
         self._drop_empty()
         if self._static.pins or self._static.gated:  # the program has gone on: what is left of its past is garbage
-            self.next = jnp.where(active & (self.program == self._owner(row)), -1, self.next)
-            self.pinned = jnp.where(self.next < 0, 0, self.pinned)
+            gone = active & (self.program == self._owner(row)) & (self.next >= 0)
+            self.next, self.pinned = jnp.where(gone, -1, self.next), jnp.where(gone, 0, self.pinned)
         here = (jnp.arange(self.registered.shape[0]) == slot) & active
         self.registered = jnp.where(here, hit.blocks, self.registered)
         self.own, self.group = jnp.where(here, own, self.own), jnp.where(here, group, self.group)
