@@ -118,7 +118,7 @@ def queue_view(event: Event) -> QueueView:
         due=_due(event) if static.scheduler.due else None,
         remaining_us=remaining_us(event, row, pinned) if static.scheduler.foresees else None,
         admitted_us=None if event.service is None else event.service.since_admission(),
-        tenant=None if event.fair is None else columns[:, Col.KLASS],
+        tenant=None if event.fair is None else column_of(Col.KLASS),
         tag=None if event.fair is None else event.fair.tag,
         account=None if event.fair is None else event.fair.account,
         tenants=event.params.tenants,
