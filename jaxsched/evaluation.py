@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +29,7 @@ KEPT = (
     "jct_p50_s",
     "jct_p99_s",
     "jct_max_s",
+    "active_mean_s",
     "slowdown_mean",
     "slowdown_p99",
     "recomputed_tokens",
@@ -38,6 +39,7 @@ KEPT = (
     "simulated_s",
     "e2e_mean_s",
     "goodput_per_s",
+    "preemptions",
 )
 
 # --- Intervals over two axes --------------------------------------------------------------------------------------
@@ -140,6 +142,18 @@ def normalised(costs: FloatArray, reference: FloatArray, bound: FloatArray) -> F
     return (top - np.asarray(costs, np.float64)) / (top - floor)
 
 
+def normalised_interval(costs: FloatArray, reference: FloatArray, bound: FloatArray, **options) -> Interval:
+    """`normalised` of the mean cost with its interval (`two_way_interval`), all three being samples on common seeds.
+
+    The score s solves ``mean(reference - cost - s (reference - bound)) = 0``; the interval is that of this mean around
+    the estimate, in units of the mean gap (the delta method).
+    """
+    x, top, floor = _matrix(costs), np.asarray(reference, np.float64), np.asarray(bound, np.float64)
+    score = float(normalised(x, top, floor).mean())
+    rest = (top - x - score * (top - floor)) / float((top - floor).mean())
+    return two_way_interval(score + rest, **options)
+
+
 def rejects(costs: FloatArray, rival: FloatArray, **options) -> bool:
     """Whether policy and rival differ by the interval: what an A/A test must seldom say."""
     return two_way_interval(_matrix(costs) - np.asarray(rival, np.float64), **options).excludes(0.0)
@@ -157,7 +171,12 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
 
     def costs(self, policy: str, metric: str = "jct_mean_s") -> FloatArray:
+        """``[training seeds, evaluation seeds]``; one row of a rule."""
         return self.metrics[policy][metric]
+
+    def best(self, names: Sequence[str], metric: str = "jct_mean_s") -> str:
+        """The policy with the lowest geometric mean."""
+        return min(names, key=lambda name: float(np.log(self.costs(name, metric)).mean()))
 
 
 def run_policies(
@@ -193,6 +212,28 @@ def run_policies(
         found[name] = {metric: np.asarray(result.metrics[metric]).reshape(len(members), len(own)) for metric in kept}
         warnings += [f"{name}: {text}" for text in result.warnings()]
     return Evaluation(tuple(int(seed) for seed in own), found, tuple(warnings))
+
+
+def run_policy(
+    scenario: Scenario, policy: Policy, seeds: Sequence[int], *, at_a_time: int | None = None
+) -> Iterator[tuple[list[int], dict[str, FloatArray], list[str]]]:
+    """One policy on evaluation seeds, as many at a time as asked for.
+
+    Yields:
+        Seeds, metrics ``[seeds]``, and warnings.
+    """
+    from jaxsched.groups import GroupRunner, LaneSpec
+
+    runner = GroupRunner(scenario, policy, record=scenario.max_turns > 1)
+    weights = policy.scheduler.weights
+    step = at_a_time or len(seeds)
+    for first in range(0, len(seeds), step):
+        own = np.asarray(list(seeds[first : first + step]), np.int64)
+        # Weights go by lane, so that all runs of one training are one compiled program.
+        by_lane = None if weights is None else np.tile(np.asarray(weights, np.float32), (len(own), 1))
+        result = runner.rollout(LaneSpec(own, weights=by_lane))
+        metrics = {metric: np.asarray(result.metrics[metric]) for metric in KEPT if metric in result.metrics}
+        yield [int(seed) for seed in own], metrics, result.warnings()
 
 
 #: Metric that decides -> what the table shows: metric -> heading.

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsched.caching import with_cache, with_graphs
+from jaxsched.caching import with_block_size, with_cache, with_graphs
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
+from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import State
 from jaxsched.sim.static import SimStatic
 from jaxsched.simulation import (
@@ -33,6 +34,7 @@ from jaxsched.simulation import (
     static_of,
 )
 from jaxsched.workloads import Preset
+from jaxsched.workloads.table import stack
 
 #: Lanes per device and group on a CPU; accelerators take all lanes at once.
 CPU_LANES = 8
@@ -66,6 +68,8 @@ class LaneSpec:
 class GroupRunner:
     """Runs lanes of one scenario and policy; what was compiled, and the table sizes found to suffice, are kept.
 
+    A trace's sessions start anew in each lane (`Workload.restarted`): its recorded arrivals are not used.
+
     Args:
         record: keep every turn's life.
         group: lanes per device and group.
@@ -82,8 +86,6 @@ class GroupRunner:
         most_micro_steps: int | None = None,
     ):
         scenario.check(policy)
-        if not isinstance(scenario.workload, Preset):
-            raise ValueError("groups of lanes need a synthetic workload")
         self.scenario, self.policy = scenario, policy
         self._base = static_of(scenario, policy, record)
         self._static: SimStatic | None = None
@@ -97,11 +99,13 @@ class GroupRunner:
         num = len(lanes)
         if self._size == 0:  # the first call's, for all: another size would be another program
             devices = min(len(jax.local_devices()), num)
-            self._devices, self._size = devices, devices * min(self._per_device or num, -(-num // devices))
+            num_groups = -(-num // (devices * (self._per_device or num)))
+            # Groups of about equal size: the last one is filled up with copies of the last lane.
+            self._devices, self._size = devices, devices * -(-num // (devices * num_groups))
         size, devices = self._size, self._devices
         parts = []
         for first in range(0, num, size):
-            index = np.minimum(np.arange(first, first + size), num - 1)  # the last lane fills up the last group
+            index = np.minimum(np.arange(first, first + size), num - 1)
             parts.append(self._run_group(lanes.part(index), devices))
             if say is not None:
                 say(min(first + size, num), num)
@@ -137,12 +141,7 @@ class GroupRunner:
 def _lanes(scenario: Scenario, policy: Policy, spec: LaneSpec) -> Lanes:
     num = len(spec)
     rates = np.full(num, scenario.rate_per_s) if spec.rates_per_s is None else spec.rates_per_s
-    assert isinstance(scenario.workload, Preset)
-    names = tuple(spec.knobs)
-    generate = _generator(scenario.workload, scenario.num_programs, scenario.prediction_error, names)
-    knobs = [jnp.asarray(spec.knobs[name], jnp.float32) for name in names]
-    requests = generate(jnp.asarray(spec.seeds, jnp.uint32), jnp.asarray(rates, jnp.float32), *knobs)
-    requests = _with_truth(policy, requests, scenario)
+    requests = _with_truth(policy, _tables(scenario, spec, np.asarray(rates)), scenario)
     first, stop = np.zeros(num, np.int64), np.full(num, scenario.num_programs)
     params, axes = _lane_params(scenario, policy, np.asarray(spec.seeds), first, stop)
     if spec.weights is not None:
@@ -153,6 +152,21 @@ def _lanes(scenario: Scenario, policy: Policy, spec: LaneSpec) -> Lanes:
         blocks = np.broadcast_to(np.asarray(spec.usable_blocks, np.int32)[:, None], (num, scenario.num_instances))
         params, axes = params.replace(usable_blocks=jnp.asarray(blocks)), axes.replace(usable_blocks=0)
     return Lanes(params, axes, requests, jax.tree.map(lambda _: 0, requests), first, np.zeros(num, np.int64), 1)
+
+
+def _tables(scenario: Scenario, spec: LaneSpec, rates: np.ndarray) -> Requests:
+    """The lanes' tables; a trace's sessions start anew in every lane, in an order of its seed."""
+    trace = scenario.workload
+    if isinstance(trace, Preset):
+        names = tuple(spec.knobs)
+        generate = _generator(trace, scenario.num_programs, scenario.prediction_error, names)
+        knobs = [jnp.asarray(spec.knobs[name], jnp.float32) for name in names]
+        return generate(jnp.asarray(spec.seeds, jnp.uint32), jnp.asarray(rates, jnp.float32), *knobs)
+    if spec.knobs:
+        raise ValueError(f"a trace has no knobs: {', '.join(spec.knobs)}")
+    trace = with_block_size(trace.head(scenario.num_programs), scenario)
+    lanes = [trace.restarted(float(rate), int(seed)) for rate, seed in zip(rates, spec.seeds, strict=True)]
+    return stack(lanes, block_size=scenario.block_size if trace.content is not None else None)
 
 
 @functools.lru_cache(maxsize=32)

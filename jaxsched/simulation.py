@@ -423,6 +423,10 @@ def rollouts(
         if not rate > 0:
             raise UserError(f"arrival rate {rate}", expected="requests per second above 0")
     scenario.check(policy)
+    if policy.network is not None:
+        from jaxsched.envs import deploy
+
+        return deploy.rollouts(scenario, policy, seeds, rates_per_s, record=record, progress=progress)
     static = static_of(scenario, policy, record)
 
     def prepared(requests: Requests, rate: float) -> SimStatic:

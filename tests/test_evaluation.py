@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from jaxsched.evaluation import (
-    Evaluation,
     improvement,
     iqm_interval,
-    markdown,
     normalised,
     rejects,
     two_way_error,
@@ -86,9 +84,3 @@ def test_normalised_scores() -> None:
     )
     with pytest.raises(ValueError, match="not below"):
         normalised(np.ones((1, 2)), np.ones(2), np.ones(2))
-
-
-def test_the_table_names_every_policy_and_marks_bounds() -> None:
-    costs = {"mine": np.array([[8.0, 9.0]] * 3), "rule": np.array([[10.0, 12.0]]), "oracle": np.array([[7.0, 8.0]])}
-    table = markdown(Evaluation((0, 1), {k: {"jct_mean_s": v} for k, v in costs.items()}), "mine", bounds=["oracle"])
-    assert "| rule | 11 |" in table and "oracle (bound)" in table and "22.5%" in table

@@ -13,35 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from jaxsched.errors import UserError
+from train.entry import entry_point
 
 EPILOG = "any field of the configuration can be set: --set algo.lr=3e-4, --run.num_iterations 500"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("interrupted; go on with --resume RUN (from its latest checkpoint)")
+def main(arguments: Sequence[str]) -> int:
     """Entry point."""
-    try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume RUN (from its latest checkpoint)", file=sys.stderr)
-        return 130
-
-
-def _main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train", description="Train a policy.", epilog=EPILOG, allow_abbrev=False
     )
     parser.add_argument("config", nargs="?", help="e.g. configs/train/queue_ppo.yaml; with --resume: that of the run")
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with, e.g. runs/queue_ppo")
     parser.add_argument("--quiet", action="store_true", help="no live line")
-    if arguments in (["-h"], ["--help"]):  # before anything is imported
+    if list(arguments) in (["-h"], ["--help"]):  # before anything is imported
         parser.print_help()
         return 0
     from jaxsched.config import split_overrides
 
-    overrides, rest = split_overrides(arguments)
+    overrides, rest = split_overrides(list(arguments))
     options = parser.parse_args(rest)
     if (path := _searched(options)) is not None:
         from train.run_es import run as run_search

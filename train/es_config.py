@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from jaxsched.config import Overrides, ScenarioConfig, Section, load_as
 from train.es import EsConfig
@@ -42,12 +42,15 @@ class RandomiseSection(Section):
     load: Span = Field(default_factory=lambda: [1.0, 1.0])
     pool: Span = Field(default_factory=lambda: [1.0, 1.0])
     tool_tail: Span = Field(default_factory=lambda: [1.0, 1.0])
+    context_scale: Span = Field(default_factory=lambda: [1.0, 1.0])
+    short_share: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] | None = None
+    turns: PositiveFloat | None = None
     default_share: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     @model_validator(mode="after")
     def _check(self) -> RandomiseSection:
-        for name in ("load", "pool", "tool_tail"):
-            low, high = getattr(self, name)
+        for name in ("load", "pool", "tool_tail", "context_scale", "short_share"):
+            low, high = getattr(self, name) or (0, 0)
             if low > high:
                 raise ValueError(f"`randomise.{name}` must be [low, high], found [{low}, {high}]")
         return self
@@ -99,7 +102,15 @@ class EsTrainConfig(ScenarioConfig):
             ),
             hidden=algo.hidden,
             network=algo.network,
-            randomise=Ranges(span("load"), span("pool"), span("tool_tail"), self.randomise.default_share),
+            randomise=Ranges(
+                load=span("load"),
+                pool=span("pool"),
+                tool_tail=span("tool_tail"),
+                context_scale=span("context_scale"),
+                short_share=None if self.randomise.short_share is None else span("short_share"),
+                turns=self.randomise.turns,
+                default_share=self.randomise.default_share,
+            ),
             validation_seeds=self.validation.seeds,
             validate_every=self.validation.every,
             seed=self.run.seed,

@@ -1,6 +1,7 @@
 """``python -m train.evaluate CONFIG --runs runs/a,runs/b [--seeds N] [--out FOLDER]``: learned policies against rules.
 
-CONFIG is a comparison (configs/compare/agents.yaml); the runs are the same training with different seeds. Every policy
+CONFIG is an evaluation over several regimes (configs/evaluate/agents.yaml: train/evaluate_regimes.py has what it does),
+or a comparison (configs/compare/agents.yaml); the runs are the same training with different seeds. Every policy
 of the configuration and the learned one run on the same evaluation seeds (those of the configuration: below all that
 training used), at each of its loads. Writes ``evaluation.md`` and, with every number per seed, ``evaluation.json``.
 The HTML report of one run: ``jaxsched compare CONFIG --policies ...,runs/a``.
@@ -16,21 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from jaxsched.errors import UserError
+from train.entry import entry_point
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point("interrupted; the same command goes on from there")
+def main(arguments: Sequence[str]) -> int:
     """Entry point. Exit codes: 0 done, 2 the user's mistake, 130 interrupted."""
-    try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    arguments = list(arguments)
+    if _has_regimes(arguments):
+        from train.evaluate_regimes import run
+
+        return run(arguments)
+    return _compare(arguments)
 
 
-def _main(arguments: list[str]) -> int:
+def _has_regimes(arguments: list[str]) -> bool:
+    """Whether the configuration lists regimes (train/evaluate_regimes.py) or is one comparison."""
+    from jaxsched.config.source import read_with_bases
+
+    paths = [Path(a) for a in arguments if a.endswith((".yaml", ".yml")) and not a.startswith("-")]
+    return bool(paths) and paths[0].is_file() and "regimes" in read_with_bases(paths[0]).data
+
+
+def _compare(arguments: list[str]) -> int:
     from jaxsched.config import split_overrides
 
     parser = argparse.ArgumentParser(

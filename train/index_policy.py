@@ -28,8 +28,11 @@ from jaxsched.scenario import Scenario
 from jaxsched.sim.fair import UNIT
 from jaxsched.sim.ledger import GAP
 from jaxsched.sim.state import Count, Hist, State
+from jaxsched.workloads import Preset
+from jaxsched.workloads.sessions import MixedSessions
 from train import es
 from train.es import EsConfig, EsState
+from train.pressure import alike, check_knobs, demand
 
 VALIDATION_SEEDS = 500_000
 TRAIN_SEEDS = 1_000_000
@@ -42,18 +45,42 @@ UNFINISHED_TOKENS = 10_000.0
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """From which each generation draws its workloads, uniformly in the logarithm; 1 = as the scenario says."""
+    """From which each generation draws its workloads, uniformly in the logarithm (`short_share`: uniformly).
 
-    load: tuple[float, float] = (1.0, 1.0)  # of the arrival rate
-    pool: tuple[float, float] = (1.0, 1.0)  # of the KV pool
-    tool_tail: tuple[float, float] = (1.0, 1.0)  # of the log-sd of the pauses
+    `load` and `pool` are factors on the scenario's pressure (train/pressure.py): on its multiple of the KV-limited
+    capacity and on its pool relative to the working set. For programs as the scenario has them that is the arrival rate
+    (nearly) and the pool; where programs are drawn too, rate and pool go with them.
+    """
+
+    load: tuple[float, float] = (1.0, 1.0)
+    pool: tuple[float, float] = (1.0, 1.0)
+    tool_tail: tuple[float, float] = (1.0, 1.0)  # factor on the log-sd of the pauses
+    context_scale: tuple[float, float] = (1.0, 1.0)  # factor on all input lengths
+    short_share: tuple[float, float] | None = None  # of a mix of two kinds; None: the preset's own
+    turns: float | None = None  # where programs are drawn: their mean turns, so that episodes cost alike; None: theirs
     default_share: float = 0.5  # of a generation's workloads that are the scenario's own
 
+    @property
+    def draws_programs(self) -> bool:
+        """Whether the programs themselves differ, so that rate and pool have to go with them."""
+        return self.context_scale != (1.0, 1.0) or self.short_share is not None or self.turns is not None
+
+    @property
+    def knobs(self) -> list[str]:
+        """Factors of the workload that differ between its lanes."""
+        scale = ["context_scale"] if self.context_scale != (1.0, 1.0) else []
+        tail = ["tool_tail"] if self.tool_tail != (1.0, 1.0) else []
+        return [*tail, *scale, *(["short_share"] if self.short_share is not None else []),
+                *(["turns_factor"] if self.turns is not None else [])]  # fmt: skip
+
     def __post_init__(self) -> None:
-        for name in ("load", "pool", "tool_tail"):
+        for name in ("load", "pool", "tool_tail", "context_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise UserError(f"randomise.{name} [{low}, {high}]", expected="[low, high] with 0 < low <= high")
+        low, high = self.short_share or (0.0, 1.0)
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"randomise.short_share [{low}, {high}]", expected="[low, high] within [0, 1]")
         if not 0 <= self.default_share <= 1:
             raise UserError(f"randomise.default_share {self.default_share}", expected="a number in [0, 1]")
 
@@ -108,6 +135,7 @@ def train(
     Raises:
         UserError: the costs are not numbers.
     """
+    check_knobs(scenario, run.randomise.knobs)
     if run.network == FAIR_KIND and not scenario.tenants:
         raise UserError(
             "the network of tenants needs tenants", where=f"scenario {scenario.name}", expected="workload.tenants"
@@ -116,6 +144,7 @@ def train(
     measure = max_service_gap if run.network == FAIR_KIND else mean_jct_s
     runner = GroupRunner(scenario, policy, most_micro_steps=run.micro_steps_per_program * scenario.num_programs)
     begun = time.perf_counter()
+    validation = validation_lanes(run, scenario)  # the same traced arguments as in training: one program
 
     def mean_logs(lanes: LaneSpec) -> np.ndarray:
         state, _, _ = runner.run(lanes)
@@ -130,11 +159,7 @@ def train(
 
     def validated(search: EsState, entry: dict[str, Any]) -> None:
         nonlocal progress
-        seeds = np.arange(VALIDATION_SEEDS, VALIDATION_SEEDS + run.validation_seeds)
-        # The same traced arguments as in training: one program.
-        lanes = dataclasses.replace(
-            scenario_lanes(scenario, seeds), weights=np.tile(np.asarray(search.mean), (run.validation_seeds, 1))
-        )
+        lanes = dataclasses.replace(validation, weights=np.tile(np.asarray(search.mean), (len(validation), 1)))
         entry["validation"] = value = float(mean_logs(lanes).mean())
         if value < float(progress.best_validation):
             progress = progress.replace(
@@ -179,32 +204,57 @@ def max_service_gap(state: State, num_programs: int) -> np.ndarray:
 def draw_workloads(run: IndexRun, scenario: Scenario, generation: int) -> LaneSpec:
     """The workloads of a generation: the first ones as the scenario says, the others from the ranges."""
     num = run.algo.seeds
-    key = np.random.default_rng([run.seed, generation])
-    own = np.arange(num) < round(run.randomise.default_share * num)
-    uniform = key.uniform(size=(3, num))
-    ranges = (run.randomise.load, run.randomise.pool, run.randomise.tool_tail)
-
-    def within(bounds: tuple[float, float], place: np.ndarray) -> np.ndarray:
-        low, high = np.log(bounds[0]), np.log(bounds[1])
-        return np.where(own, 1.0, np.exp(low + (high - low) * place))
-
     first = TRAIN_SEEDS + SEEDS_PER_RUN * run.seed + num * generation
-    factors = [within(bounds, place) for bounds, place in zip(ranges, uniform, strict=True)]
-    return scenario_lanes(scenario, np.arange(first, first + num), *factors)
+    own = np.arange(num) < round(run.randomise.default_share * num)
+    return drawn_lanes(run.randomise, scenario, np.arange(first, first + num), own, [run.seed, generation])
 
 
-def scenario_lanes(
-    scenario: Scenario,
-    seeds: np.ndarray,
-    load: np.ndarray | float = 1.0,
-    pool: np.ndarray | float = 1.0,
-    tool_tail: np.ndarray | float = 1.0,
+def validation_lanes(run: IndexRun, scenario: Scenario) -> LaneSpec:
+    """Workloads of the validation: the same share of them the scenario's own, the others from the ranges; always the
+    same ones."""
+    num = run.validation_seeds
+    seeds = np.arange(VALIDATION_SEEDS, VALIDATION_SEEDS + num)
+    own = np.arange(num) < round(run.randomise.default_share * num)
+    return drawn_lanes(run.randomise, scenario, seeds, own, [VALIDATION_SEEDS])
+
+
+def drawn_lanes(
+    ranges: Ranges, scenario: Scenario, seeds: np.ndarray, own_mask: np.ndarray, key: list[int]
 ) -> LaneSpec:
-    """Workloads of a scenario, with factors on its rate, its KV pool and the spread of its pauses."""
-    ones = np.ones(len(seeds))
+    """A workload per seed: as the scenario says where `own_mask`, else drawn from the ranges."""
+    names = ["load", "pool", "tool_tail", "context_scale"]
+    uniform = np.random.default_rng(key).uniform(size=(len(names) + 1, len(seeds)))
+    found = {}
+    for name, place in zip(names, uniform, strict=False):
+        low, high = np.log(getattr(ranges, name))
+        found[name] = np.where(own_mask, 1.0, np.exp(low + (high - low) * place))
+    assert isinstance(scenario.workload, Preset)
+    knobs = {"tool_tail": found["tool_tail"]} if "tool_tail" in scenario.workload.options else {}
+    if ranges.context_scale != (1.0, 1.0):
+        knobs["context_scale"] = found["context_scale"]
+    usual = {name: 1.0 for name in knobs}
+    if ranges.short_share is not None:
+        assert isinstance(scenario.workload, Preset)
+        assert isinstance(scenario.workload.spec, MixedSessions)
+        usual["short_share"] = scenario.workload.spec.short_share
+        low, high = ranges.short_share
+        knobs["short_share"] = np.where(own_mask, usual["short_share"], low + (high - low) * uniform[-1])
+    if ranges.turns is not None:
+        usual["turns_factor"] = 1.0
+        knobs["turns_factor"] = np.ones(len(seeds))
+    rates, pools = found["load"].copy(), found["pool"].copy()
+    if ranges.draws_programs:
+        base = demand(scenario, usual)
+    for i in np.flatnonzero(~own_mask) if ranges.draws_programs else ():
+        values = {name: float(column[i]) for name, column in knobs.items()}
+        other = demand(scenario, values)
+        if ranges.turns is not None:
+            knobs["turns_factor"][i] = values["turns_factor"] = ranges.turns / other.turns
+            other = demand(scenario, values)
+        pools[i], rates[i] = alike(base, other, found["pool"][i], found["load"][i])
     return LaneSpec(
         seeds=seeds,
-        rates_per_s=scenario.rate_per_s * load * ones,
-        usable_blocks=np.round(scenario.usable_blocks * pool * ones).astype(np.int64),
-        knobs={"tool_tail": tool_tail * ones} if "tool_tail" in scenario.workload.options else {},  # type: ignore
+        rates_per_s=scenario.rate_per_s * rates,
+        usable_blocks=np.round(scenario.usable_blocks * pools).astype(np.int64),
+        knobs=knobs,
     )

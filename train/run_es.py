@@ -8,7 +8,6 @@ The search is saved (``state.msgpack``) after every generation; the same command
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,6 @@ from flax import serialization
 from jaxsched.errors import UserError
 
 STATE = "state.msgpack"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 2 the user's mistake, 130 interrupted."""
-    from jaxsched.config import split_overrides
-
-    try:
-        overrides, rest = split_overrides(list(sys.argv[1:] if argv is None else argv))
-        if len(rest) != 1 or rest[0].startswith("-"):
-            raise UserError(f"found {' '.join(rest) or 'no arguments'}", expected="CONFIG [--set FIELD=VALUE ...]")
-        return run(rest[0], overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the best policy so far is in the run folder", file=sys.stderr)
-        return 130
 
 
 def run(path: str, overrides: Sequence[str]) -> int:
@@ -141,7 +123,3 @@ def _cut(metrics: Path, generation: int, *, fresh: bool) -> None:
     from jaxsched.files import write_atomic
 
     write_atomic(metrics, "".join(kept).encode())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

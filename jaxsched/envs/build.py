@@ -76,7 +76,7 @@ def build(
         raise UserError(f"horizon_s {horizon_s}", where=where, expected="seconds above 0, or None: until all is done")
     seeds = list(range(SEEDS.start, SEEDS.start + seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
 
-    chosen = _policy(policy, settings, learned, where)
+    chosen = inline_policy(policy, settings, learned, where)
     scenario = dataclasses.replace(
         scenario,
         num_slots=max(num_slots, int(chosen.settings()["max_num_seqs"])),
@@ -149,7 +149,7 @@ def _heads(heads: Iterable[str], available: Sequence[str], where: str) -> tuple[
     return tuple(head for head in available if head in heads)
 
 
-def _policy(name: str, settings: dict[str, float], learned: tuple[str, ...], where: str) -> Policy:
+def inline_policy(name: str, settings: dict[str, float], learned: tuple[str, ...], where: str) -> Policy:
     """The policy whose heads run inline, with those that are learned in place of its own."""
     base = policies.get(name).with_params(**settings)
     scheduler, spec, overrides = base.scheduler, base.scheduler.spec, dict(base.overrides)

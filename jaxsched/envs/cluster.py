@@ -91,6 +91,8 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
     num_items: int = 128
     ticks: bool = False  # a step is a tick of fixed length
     to_arrival: bool = False  # a step ends before the next arrival (routing)
+    warmup_fraction: float = 0.0  # shares of the programs that the machine's metrics leave out; rewards never do
+    cooldown_fraction: float = 0.0
     reward: str = "latency"
 
     name: ClassVar[str] = "Cluster-v0"
@@ -164,8 +166,8 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         first = pool.first[workload]
         sim = params.sim.replace(
             usable_blocks=jnp.broadcast_to(pool.usable_blocks[workload], params.sim.usable_blocks.shape),
-            measure_from=jnp.int32(0),
-            measure_to=jnp.int32(2**30),
+            measure_from=first + jnp.int32(int(self.num_programs * self.warmup_fraction)),
+            measure_to=first + jnp.int32(int(self.num_programs * (1.0 - self.cooldown_fraction))),
         )
         return sim, pool.requests.replace(num_programs=first + self.num_programs)
 

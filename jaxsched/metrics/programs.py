@@ -27,13 +27,15 @@ def program_metrics(
         measured: of each lane, the programs [from, to) of the cohort.
 
     Returns:
-        ``jct_max_s``, ``slowdown_mean``, ``slowdown_p99``, each ``[lanes]``.
+        ``jct_max_s``, ``active_mean_s`` (job completion time less the pauses), ``slowdown_mean``, ``slowdown_p99``,
+        each ``[lanes]``.
     """
-    names = ("jct_max_s", "slowdown_mean", "slowdown_p99")
+    names = ("jct_max_s", "active_mean_s", "slowdown_mean", "slowdown_p99")
     found = {name: np.full(len(measured), np.nan) for name in names}
-    for lane, (_, jct, slowdown) in enumerate(finished_programs(requests, record, timing, measured)):
+    for lane, (_, jct, slowdown, pauses) in enumerate(finished_programs(requests, record, timing, measured)):
         if len(jct):
             found["jct_max_s"][lane] = jct.max()
+            found["active_mean_s"][lane] = (jct - pauses).mean()
             found["slowdown_mean"][lane] = slowdown.mean()
             found["slowdown_p99"][lane] = np.quantile(slowdown, 0.99)
     return found
@@ -41,13 +43,13 @@ def program_metrics(
 
 def finished_programs(
     requests: Any, record: Record, timing: StepTimeParams, measured: list[tuple[int, int]]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Lane by lane, of the measured programs that finished all turns: rows, completion times (s), slowdowns."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Lane by lane, of the measured programs that finished all turns: rows, completion times, slowdowns, pauses (s)."""
     one_table = np.ndim(requests.prompt_tokens) == 1
-    shared = (_alone(requests, timing), turns_of_programs(requests)) if one_table else None
+    shared = _facts(requests, timing) if one_table else None
     for lane, (first, stop) in enumerate(measured):
         table = requests if one_table else jax.tree.map(lambda x, i=lane: np.asarray(x)[i], requests)
-        alone, turns = shared if shared is not None else (_alone(table, timing), turns_of_programs(table))
+        alone, pauses, turns = shared if shared is not None else _facts(table, timing)
         rows = np.arange(first, min(stop, int(np.max(table.num_programs))))
         program, finish = np.asarray(table.program), _seconds(record.finish[lane])
         finished = np.asarray(record.fate[lane]) == Fate.FINISHED
@@ -57,7 +59,13 @@ def finished_programs(
             np.logical_and.at(done, program[row], finished[row])
         rows = rows[done[rows]]
         jct = end[rows] - _seconds(record.arrival[lane])[rows]
-        yield rows, jct, jct / np.maximum(alone[rows], 1e-6)
+        yield rows, jct, jct / np.maximum(alone[rows], 1e-6), pauses[rows]
+
+
+def _facts(table: Any, timing: StepTimeParams) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Of each program, by row of its first turn: seconds alone, seconds of pauses; and the rows of its turns."""
+    pauses = critical_path_s(table, np.zeros(np.shape(table.program)))
+    return _alone(table, timing), pauses, turns_of_programs(table)
 
 
 def _seconds(times: Any) -> np.ndarray:

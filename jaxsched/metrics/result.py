@@ -96,14 +96,18 @@ class RolloutResult:
     arrival_span_s: np.ndarray  # [num_seeds] time from the first to the last program arrival
 
     @classmethod
-    def collect(cls, scenario, policy, seeds, rate, static, requests, first_program, state: State, trajectory):
-        """Derive every metric from the final states."""
+    def collect(
+        cls, scenario, policy, seeds, rate, static, requests, first_program, state: State, trajectory, *,
+        from_zero: bool = False,
+    ):  # fmt: skip
+        """Derive every metric from the final states. `from_zero`: lanes that share a table begin at its time 0, not at
+        their first program's arrival."""
         num = len(seeds)
         m = state.metrics
         counts = np.asarray(m.counts, np.int64) + (np.asarray(m.counts_high, np.int64) << 30)
         hist = np.asarray(m.histograms).reshape(num, static.num_classes, len(Hist), NUM_BINS)
         stop = np.broadcast_to(np.asarray(requests.num_programs), (num,))
-        spans = _arrival_spans(requests, first_program, stop)
+        spans = _arrival_spans(requests, first_program, stop, from_zero)
         metrics: dict[str, np.ndarray] = {}
         total = hist.sum(axis=1)
         for kind, name in LATENCIES.items():
@@ -276,12 +280,12 @@ def _num_turns(requests: Any, first: np.ndarray, stop: np.ndarray) -> np.ndarray
     return np.array([_reachable(following[i], int(stop[i])).sum() for i in range(len(stop))])
 
 
-def _arrival_spans(requests: Any, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def _arrival_spans(requests: Any, first: np.ndarray, stop: np.ndarray, from_zero: bool = False) -> np.ndarray:
     """Seconds from the lane's start to its last program arrival."""
     epoch, us = np.asarray(requests.arrival_epoch), np.asarray(requests.arrival_us)
     last = np.maximum(stop - 1, 0)
     if epoch.ndim == 1:
-        end, begin = join_us(epoch[last], us[last]), join_us(epoch[first], us[first])
+        end, begin = join_us(epoch[last], us[last]), 0 if from_zero else join_us(epoch[first], us[first])
         return np.maximum(end - begin, 1) * 1e-6
     lane = np.arange(len(stop))
     return np.maximum(join_us(epoch[lane, last], us[lane, last]), 1) * 1e-6

@@ -65,7 +65,7 @@ def tenant_slowdowns(
     """Per lane, the mean slowdown of each tenant's measured programs that finished (NaN where there is none)."""
     klass = np.asarray(requests.klass)
     found = {f"tenant_{t.name}_slowdown_mean": np.full(len(measured), np.nan) for t in scenario.tenants}
-    for lane, (rows, _, slowdown) in enumerate(finished_programs(requests, record, scenario.timing, measured)):
+    for lane, (rows, _, slowdown, _) in enumerate(finished_programs(requests, record, scenario.timing, measured)):
         owner = (klass if klass.ndim == 1 else klass[lane])[rows]
         for u, tenant in enumerate(scenario.tenants):
             if np.any(owner == u):

@@ -18,10 +18,12 @@ TURN_FEATURES = ("size", "turn", "context", "missing", "kept", "first", "call_nu
 #: Of a program that pauses, for the price of keeping its context.
 PAUSE_FEATURES = ("one", "size", "turn", "context", "fill")
 #: Of a new program, for the gate.
-GATE_FEATURES = ("one", "size")
+GATE_FEATURES = ("one", "relative")
 
 #: Natural logarithms of typical tokens, subtracted: 3,000 of a first prompt, 5,000 of a context.
 _LOG_SIZE, _LOG_CONTEXT, _LOG_TURN = 8.0, 8.5, 1.5
+#: Logarithms are averaged in steps of 1/256.
+_PARTS = 256.0
 
 
 def _log(count: Array) -> Array:
@@ -64,6 +66,14 @@ def pause_features(view: PauseView) -> Float[Array, " 5"]:
 
 
 def gate_features(view: QueueView) -> Float[Array, "s 2"]:
-    """`GATE_FEATURES` of every slot: 1 and the logarithm of the first prompt."""
-    size = _log(view.first_prompt_tokens) - _LOG_SIZE
-    return jnp.stack([jnp.ones_like(size), size], axis=-1)
+    """`GATE_FEATURES` of every slot: 1, and the logarithm of the first prompt less its mean over the turns of begun
+    programs that run or wait (0 where there is none): how small it is among those it joins, whatever small is here.
+    """
+    log = _log(view.first_prompt_tokens)
+    begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
+    # Summed in whole numbers: a sum of floats would depend on how it is compiled.
+    parts = jnp.sum(jnp.where(begun, jnp.round(log * _PARTS).astype(jnp.int32), 0))
+    count = jnp.sum(begun.astype(jnp.int32))
+    mean = parts.astype(jnp.float32) / (_PARTS * jnp.maximum(count, 1).astype(jnp.float32))
+    relative = jnp.where(count > 0, log - mean, 0.0)
+    return jnp.stack([jnp.ones_like(log), relative], axis=-1)

@@ -2,13 +2,15 @@
 
 Three heads over `jaxsched/networks/features.py` share one vector of weights:
 
-- order: ``score = 2 kept + a . f`` of a waiting turn, the highest first, ties in order of arrival; with `hidden` units
-  ``+ c . tanh(B f + b)``. Preempted turns come first, as in every other rule here.
+- order: ``score = 2 kept - program / 100 + a . f`` of a waiting turn, the highest first, ties in order of arrival; with
+  `hidden` units ``+ c . tanh(B f + b)``. Programs are numbered in order of arrival. Preempted turns come first, as in
+  every other rule here.
 - retention: the price of memory in the Gittins rule (`jaxsched/policies/gittins.py`), ``0.1 exp(a . f)``, for the law
   of pauses that is learned online.
 - gate: the share of the pool that begun programs may fill before a new one enters, ``0.8 exp(a . f)``.
 
-All weights 0 is a policy: kept contexts first, then first come first served, index retention, gate 0.8. The heads are
+All weights 0 is a policy: kept contexts first, then older programs first (a context is worth 200 programs), index
+retention, gate 0.8: nearly `gittins+gate`. What is learned are departures from it. The heads are
 functions of one lane's view, so a batch of lanes with a leading axis on the weights is a population (`train/es.py`).
 """
 
@@ -37,6 +39,8 @@ from jaxsched.sim.views import QueueView
 _STEPS, _MOST = 2.0**14, 2**29
 #: Head start of turns whose context is kept: without one they wait behind new programs and lose it.
 _KEPT = 2.0
+#: Head start of a program over one that arrived 100 programs later.
+_OLDER = 1.0
 #: Prices and shares stay within this factor of the rules' own.
 _LARGEST_LOG = 6.0
 
@@ -95,6 +99,7 @@ class OrderIndex:
     def __call__(self, weights: Float[Array, " w"], view: QueueView) -> Int[Array, " s"]:
         part, features = self.shape.split(weights), turn_features(view)
         score = _dot(features, part["order"]) + _KEPT * view.pinned_mask.astype(jnp.float32)
+        score -= _OLDER * 1e-2 * view.program.astype(jnp.float32)
         for unit in range(self.shape.hidden):
             score += part["outer"][unit] * jnp.tanh(_dot(features, part["inner"][unit]) + part["bias"][unit])
         key = -jnp.clip(jnp.round(score * _STEPS), -_MOST, _MOST).astype(jnp.int32)

@@ -22,7 +22,7 @@ from jaxsched.policies.edd import EDD, EDF
 from jaxsched.policies.ewsjf import EWSJF
 from jaxsched.policies.fastswitch import FASTSWITCH, VLLM_SWAP
 from jaxsched.policies.gittins import GITTINS, GITTINS_INDEX, GITTINS_RETENTION
-from jaxsched.policies.learned import from_export, is_path
+from jaxsched.policies.learned import from_export, is_path, network_export
 from jaxsched.policies.mdd import MDD
 from jaxsched.policies.minwaste import MINWASTE
 from jaxsched.policies.mlfq import MLFQ
@@ -101,6 +101,8 @@ def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = 
     `scheduler` may carry a retention rule, the gate and an offload rule: ``"pfcfs+ttl"``, ``"gittins+gate+offload"``.
     """
     first, *parts = scheduler.split("+")
+    if is_path(first) and (export := network_export(first)) is not None:
+        return _with_network(export, name or scheduler, parts, router, params)
     chosen = from_export(first) if is_path(first) else _lookup(SCHEDULERS, first, "policy")
     for part in parts:
         if part not in (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS):
@@ -112,6 +114,16 @@ def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = 
         chosen = _with_part(chosen, part)
     chosen = _that_learns(chosen)
     policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))
+    return policy.with_params(**params) if params else policy
+
+
+def _with_network(export, name: str, parts: list[str], router: str, params: dict[str, float]) -> Policy:
+    """A trained set network with the policy that runs inline beside it."""
+    from jaxsched.envs.deploy import deployed
+
+    if parts:
+        raise UserError(f"{name}: a learned policy has its parts from its training", expected="the path alone")
+    policy = dataclasses.replace(deployed(export, name), router=_lookup(ROUTERS, router, "router"))
     return policy.with_params(**params) if params else policy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -100,6 +101,7 @@ class Policy:
     scheduler: Scheduler
     router: Router
     overrides: tuple[tuple[str, float], ...] = ()  # parameters the user set
+    network: Any = None  # `PolicyExport` of a network that decides between bursts (envs/deploy.py), for learned heads
 
     def settings(self) -> dict[str, float]:
         """Every scheduler parameter with its value in force."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxsched.errors import UserError
 from jaxsched.networks import fair
 from jaxsched.networks.features import GATE_FEATURES, PAUSE_FEATURES, TURN_FEATURES
-from jaxsched.networks.index import GateIndex, IndexShape, OrderIndex, retain_head
 from jaxsched.policies.base import Scheduler
 from jaxsched.sim.static import SchedulerSpec
+
+if TYPE_CHECKING:
+    from jaxsched.checkpoint import PolicyExport
 
 KIND = "index"
 #: The index network of tenants (jaxsched/networks/fair.py): an order, nothing else.
@@ -27,6 +30,8 @@ KINDS = (KIND, FAIR_KIND)
 
 def num_weights(hidden: int = 0, kind: str = KIND) -> int:
     """Length of the vector of weights."""
+    from jaxsched.networks.index import IndexShape  # which imports policies
+
     return IndexShape(hidden).num_weights if kind == KIND else fair.FairShape(hidden).num_weights
 
 
@@ -34,6 +39,8 @@ def learned(
     weights: Sequence[float] | np.ndarray | None = None, hidden: int = 0, name: str = "learned", kind: str = KIND
 ) -> Scheduler:
     """The index network of that kind with these weights; None: all 0, the network's own rule."""
+    from jaxsched.networks.index import GateIndex, IndexShape, OrderIndex, retain_head
+
     values = np.zeros(num_weights(hidden, kind)) if weights is None else np.asarray(weights, np.float64)
     if values.shape != (num_weights(hidden, kind),):
         wanted = num_weights(hidden, kind)
@@ -70,6 +77,14 @@ def describe(hidden: int, kind: str = KIND) -> dict[str, object]:
 def is_path(name: str) -> bool:
     """Whether a scheduler's name means a file or folder and not an entry of the catalogue."""
     return "/" in name or os.sep in name or name.endswith((".json", ".msgpack"))
+
+
+def network_export(path: str) -> PolicyExport | None:
+    """The export if it is of a set network, which decides between bursts of the machine; else None."""
+    from jaxsched.checkpoint import load_policy
+
+    export = load_policy(path)
+    return export if export.network.get("kind") == "set" else None
 
 
 def from_export(path: str) -> Scheduler:

@@ -20,6 +20,7 @@ _BASES: dict[str, tuple[str, str]] = {
         "Job completion",
         "From the arrival of a program's first turn to the last token of its last, pauses included.",
     ),
+    "active": ("Active time", "Job completion time less the program's pauses."),
     "slowdown": (
         "Slowdown",
         "A program's completion time over what it would take alone, every turn finding the context of the one before.",

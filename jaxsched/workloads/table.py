@@ -34,7 +34,7 @@ from jaxsched.workloads.content import (
 from jaxsched.workloads.device_table import as_requests, content_of, from_table, to_table
 from jaxsched.workloads.graph import Edges, check_edges, check_forks
 from jaxsched.workloads.graph import derive_chains as derive_graph_chains
-from jaxsched.workloads.hashing import keyed_normal, keyed_uniform
+from jaxsched.workloads.hashing import keyed_exponential, keyed_normal, keyed_uniform
 
 #: Columns of a workload and their dtypes, in field order.
 COLUMNS: dict[str, type] = {
@@ -259,6 +259,22 @@ class Workload:
         chosen = self._rows(slice(int(lo), int(hi)), f"no program arrives in [{start_s}, {end_s}) s")
         return chosen._replace(arrival_us=chosen.arrival_us - start_us)
 
+    def restarted(self, rate_per_s: float, seed: int) -> Workload:
+        """The same programs in an order of their own, starting as a Poisson process: another draw of such arrivals.
+
+        For sessions without a common clock. Order and gaps are keyed by `seed`; lengths and pauses stay.
+        """
+        _check_positive(rate_per_s, "rate_per_s")
+        identity = self.program[self.first_mask]
+        num = len(identity)
+        order = np.argsort(keyed_uniform(seed, identity, np.ones(num, np.int64)), kind="stable")
+        arrival_us = np.cumsum(np.rint(keyed_exponential(seed, np.arange(num)) * 1e6 / rate_per_s).astype(np.int64))
+        place = np.empty(num, np.int64)
+        place[order] = np.arange(num)
+        place = place[np.cumsum(self.first_mask) - 1]  # of every row's program
+        rows = np.argsort(place, kind="stable")
+        return self._rows(rows, "", arrival_us=arrival_us[place[rows]])
+
     def head(self, num_programs: int) -> Workload:
         """The first `num_programs` programs (all of them when there are fewer)."""
         if num_programs < 1:
@@ -345,9 +361,9 @@ class Workload:
         ids = {name: fields.pop(name) for name in ("content", "content_start", "content_block_size")}
         return dataclasses.replace(Workload.build(**fields), **ids)
 
-    def _rows(self, index: slice | np.ndarray, empty_problem: str) -> Workload:
-        """The chosen rows (whole programs), or a UserError when none is left."""
-        columns = {k: getattr(self, k)[index] for k in COLUMNS}
+    def _rows(self, index: slice | np.ndarray, empty_problem: str, **changes: np.ndarray) -> Workload:
+        """The chosen rows (whole programs) with columns changed, or a UserError when none is left."""
+        columns = {k: getattr(self, k)[index] for k in COLUMNS} | changes
         if len(columns["arrival_us"]) == 0:
             raise UserError(empty_problem, where=self.source or self.name, expected="at least one program")
         if self.content is not None and self.content_start is not None:

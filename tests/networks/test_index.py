@@ -14,8 +14,10 @@ from jaxsched import policies, simulation
 from jaxsched.checkpoint import save_policy
 from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
+from jaxsched.networks.features import GATE_FEATURES, gate_features
 from jaxsched.networks.index import IndexShape
 from jaxsched.policies.learned import describe, learned
+from tests.networks.views import queue_view
 from tests.shared_data import ROOT
 
 NAMES = IndexShape().names()
@@ -44,9 +46,10 @@ def with_weights(values=None, hidden: int = 0) -> policies.Policy:
 
 
 def test_weights_that_are_a_rule_decide_as_the_rule_and_lanes_are_members() -> None:
-    """Lanes: the rule's weights, none, and a closed gate; two groups, pools of two sizes."""
+    """Lanes: the rule's weights, the youngest program first, and a closed gate; two groups, pools of two sizes."""
     scenario = small()
-    members = np.stack([LIKE_GITTINS, weights(), LIKE_GITTINS + weights(gate__one=-3.0), LIKE_GITTINS])
+    youngest = weights(order__program_number=100.0)
+    members = np.stack([LIKE_GITTINS, youngest, LIKE_GITTINS + weights(gate__one=-3.0), LIKE_GITTINS])
     lanes = LaneSpec(np.full(4, 3), weights=members, usable_blocks=np.array([2500, 2500, 2500, 2000]))
     found = GroupRunner(scenario, with_weights(), group=1).rollout(lanes)
     rule = simulation.rollout(scenario, policies.get("gittins+gate", max_num_seqs=16), seeds=[3])
@@ -87,7 +90,8 @@ def test_an_export_is_a_policy_by_its_path(tmp_path) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "policy.msgpack").write_bytes((f / "policy.msgpack").read_bytes()[:-9]), "is truncated"),
-        (lambda f: exported(f, kind="set"), "kind 'set'"),
+        (lambda f: exported(f, kind="tree"), "kind 'tree'"),
+        (lambda f: exported(f, kind="set"), "was trained on environment None"),
         (lambda f: exported(f, turn_features=["size"]), "other turn_features"),
         (lambda f: exported(f, values=np.zeros(9)), "shape"),
         (lambda f: (f / "policy.json").unlink(), "no policy.json"),
@@ -119,3 +123,13 @@ def test_a_weight_that_no_head_reads_does_not_exist() -> None:
         moved = base.copy()
         moved[i] += 0.5
         assert np.any(outputs(moved) != outputs(base)), name
+
+
+def test_the_gate_sees_how_small_a_program_is_among_those_that_have_begun() -> None:
+    """Begun: programs of 8,000 and 5,000; new: 900 and 2,500. The mean logarithm is that of sqrt(8,000 x 5,000)."""
+    view = queue_view()
+    relative = np.asarray(gate_features(view))[:, GATE_FEATURES.index("relative")]
+    middle = np.sqrt(8000 * 5000)
+    np.testing.assert_allclose(relative[[0, 3]], np.log([900 / middle, 2500 / middle]), atol=0.005)
+    none = view.replace(waiting_mask=view.waiting_mask & view.first_turn_mask)
+    np.testing.assert_array_equal(np.asarray(gate_features(none))[:, GATE_FEATURES.index("relative")], 0.0)

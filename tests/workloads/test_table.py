@@ -149,6 +149,31 @@ def test_thinning_is_nested_and_commutes_with_slicing():
     assert kept[0.3] != set(w.thin(0.3, seed=4).program.tolist())
 
 
+def test_sessions_that_start_anew_keep_their_turns_and_come_in_an_order_of_the_seed():
+    turns = 1 + np.arange(200) % 3
+    rows = int(turns.sum())
+    lengths = np.arange(1, rows + 1)
+    workload = plain(
+        np.repeat(np.arange(200) * 1_000_000, turns), program=np.repeat(np.arange(200), turns),
+        turn=np.concatenate([np.arange(n) for n in turns]), prompt_tokens=lengths, output_tokens=lengths,
+    )  # fmt: skip
+    first, again, other = (workload.restarted(0.5, seed) for seed in (3, 3, 4))
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    order = first.program[first.first_mask]
+    assert sorted(order) == list(range(200)) and list(order) != list(other.program[other.first_mask])
+    assert list(order) != list(range(200))
+    for program in (0, 1, 2, 199):
+        np.testing.assert_array_equal(
+            first.prompt_tokens[first.program == program], workload.prompt_tokens[workload.program == program]
+        )
+    gaps = np.diff(first.program_arrival_us) * 1e-6
+    assert first.program_arrival_us[0] > 0 and abs(gaps.mean() - 2.0) < 5 * 2.0 / np.sqrt(199)
+    assert 0.8 < gaps.std() / gaps.mean() < 1.2  # of a Poisson process: 1
+    # The order does not follow from the gaps, which the same seed draws.
+    assert abs(np.corrcoef(order[1:], gaps)[0, 1]) < 0.25
+
+
 def test_prediction_errors_belong_to_the_request_not_to_its_position():
     w = plain(np.arange(4000) * 1000, output_tokens=np.full(4000, 500))
     noisy = w.with_predictions(0.5, seed=1)
