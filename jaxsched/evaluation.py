@@ -201,14 +201,14 @@ def run_policies(
     for name, entry in policies.items():
         members = [entry] if isinstance(entry, Policy) else list(entry)
         say(f"simulating {name}")
-        runner = GroupRunner(scenario, members[0], record=scenario.max_turns > 1)
+        runner = GroupRunner(scenario, members[0], record=scenario.max_turns > 1 or bool(scenario.tenants))
         lanes = LaneSpec(np.tile(own, len(members)))
         if len(members) > 1:
             weights = [member.scheduler.weights for member in members]
             assert all(w is not None and len(w) == len(weights[0] or ()) for w in weights), "one network"
             lanes = dataclasses.replace(lanes, weights=np.repeat(np.asarray(weights, np.float32), len(own), axis=0))
         result = runner.rollout(lanes)
-        kept = [metric for metric in KEPT if metric in result.metrics]
+        kept = [metric for metric in result.metrics if metric in KEPT or metric.startswith("tenant_")]
         found[name] = {metric: np.asarray(result.metrics[metric]).reshape(len(members), len(own)) for metric in kept}
         warnings += [f"{name}: {text}" for text in result.warnings()]
     return Evaluation(tuple(int(seed) for seed in own), found, tuple(warnings))
