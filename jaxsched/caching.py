@@ -12,8 +12,11 @@ from jaxsched.sim.requests import Requests
 from jaxsched.sim.static import SimStatic
 from jaxsched.workloads import Workload
 
-#: Idle runs that a table of runs begins with room for; it doubles while some lane needs more (`simulation.run_lanes`).
-FIRST_RUNS = 128
+#: Idle runs that a table of runs begins with room for, at most and at least; it doubles while some lane needs more
+#: (`simulation.run_lanes`).
+FIRST_RUNS, FEWEST_RUNS = 128, 32
+#: Copies that a table of host memory begins with room for.
+FIRST_COPIES = 128
 
 
 def with_block_size(trace: Workload, scenario: Scenario) -> Workload:
@@ -79,10 +82,21 @@ def _with_form(static: SimStatic, scenario: Scenario, requests: Requests) -> Sim
         tools = 1 if requests.tool is None else int(np.max(np.asarray(requests.tool))) + 1
         shared = requests.group_tokens is not None and np.max(np.asarray(requests.group_tokens)) >= scenario.block_size
         runs = dataclasses.replace(static, prefix_cache="runs", num_tools=tools, group_prefixes=bool(shared))
-        return dataclasses.replace(runs, cache_entries=min(FIRST_RUNS, most))
+        entries, copies = min(_first_runs(scenario, requests), most), min(FIRST_COPIES, most)
+        return dataclasses.replace(runs, cache_entries=entries, tier_entries=copies)
     tokens = np.max(np.asarray(requests.prompt_tokens) + np.asarray(requests.output_tokens))
     longest = int(tokens) // scenario.block_size + 1
     return dataclasses.replace(static, prefix_cache="blocks", cache_entries=scenario.usable_blocks, max_blocks=longest)
+
+
+def _first_runs(scenario: Scenario, requests: Requests) -> int:
+    """Idle runs to begin with room for: a power of two, twice as many as mean contexts fit into the pool."""
+    tokens = np.asarray(requests.prompt_tokens) + np.asarray(requests.output_tokens)
+    contexts = scenario.usable_blocks * scenario.block_size / max(float(tokens.mean()), 1.0)
+    runs = FEWEST_RUNS
+    while runs < min(2 * contexts, FIRST_RUNS):
+        runs *= 2
+    return runs
 
 
 def with_graphs(static: SimStatic, requests: Requests) -> SimStatic:

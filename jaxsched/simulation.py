@@ -37,7 +37,7 @@ from jaxsched.xla import compiler_options, loop_is_native
 SNAPSHOT_STRIDE = 64
 SNAPSHOTS = 8
 
-#: Largest table of idle runs tried; beyond, the flag CACHE_ENTRIES says that some were forgotten.
+#: Largest table of idle runs (or of copies) tried; beyond, CACHE_ENTRIES (TIER_ENTRIES) says that some were forgotten.
 MOST_RUNS = 8192
 
 Progress = Callable[[int, int], None]  # (turns settled, turns expected)
@@ -322,6 +322,8 @@ def _larger(static: SimStatic, flags: int) -> SimStatic | None:
         larger = larger.with_slots(2 * static.num_slots)
     if flags & Flag.CACHE_ENTRIES and static.prefix_cache == "runs" and static.cache_entries < MOST_RUNS:
         larger = dataclasses.replace(larger, cache_entries=2 * static.cache_entries)
+    if flags & Flag.TIER_ENTRIES and static.host_entries < MOST_RUNS:
+        larger = dataclasses.replace(larger, tier_entries=2 * static.host_entries)
     return None if larger is static else larger
 
 

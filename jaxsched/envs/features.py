@@ -157,7 +157,8 @@ def _own_runs(
     pick = lambda field: jnp.sum(jnp.where(mine, field[None, :], 0), axis=1)
     idle, pinned = pick(runs[HIGH] - runs[LOW]), pick(runs[PINNED])
     left = -seconds_since(state, jnp.minimum(runs[DUE_EPOCH], state.epoch + 8), runs[DUE_US])
-    due = jnp.sum(jnp.where(mine & (runs[PINNED] > 0)[None, :], jnp.maximum(left, 0.0)[None, :], 0.0), axis=1)
+    # (One context is one run; a sum of float32 would be a call of a library, over a table written for it.)
+    due = jnp.max(jnp.where(mine & (runs[PINNED] > 0)[None, :], jnp.maximum(left, 0.0)[None, :], 0.0), axis=1)
     return idle, jnp.minimum(pinned, 1).astype(jnp.float32), due
 
 

@@ -29,6 +29,16 @@ def bin_of(value_us: Float[Array, "*n"]) -> Int[Array, "*n"]:
     return jnp.clip((bits >> _SHIFT) - _BIAS, 0, NUM_BINS - 1)
 
 
+def bin_end_us(index: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    """Float32 value from which on values are in a later bin than `index`; infinity for the last one and beyond.
+
+    Exactly where `bin_of` has it: ``value < bin_end_us(b)`` if and only if ``bin_of(value) <= b``.
+    """
+    bits = (index + (1 + _BIAS)) << _SHIFT
+    edge = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return jnp.where(index >= NUM_BINS - 1, jnp.inf, edge)
+
+
 def upper_edges_us() -> np.ndarray:
     """Upper edge of every bin, float64 microseconds."""
     index = np.arange(1, NUM_BINS + 1)

@@ -43,6 +43,7 @@ FLAG_TEXT = {
         "(cluster.prefix_cache: blocks is exact)"
     ),
     Flag.CACHE_ENTRIES: "more idle runs in the prefix cache than its table holds: some were forgotten",
+    Flag.TIER_ENTRIES: "more copies of contexts in a memory tier than its table holds: some were forgotten",
     Flag.SLOTS_SHORT: "rows had too few slots to be exact: a request waited for one",
 }
 

@@ -89,8 +89,8 @@ def _pop(event: Event, active: Bool[Array, ""]) -> None:
 
 def queue_view(event: Event) -> QueueView:
     """What an order head sees of this instance."""
-    static, slots, columns = event.static, event.slots, event.columns()
-    row = columns[:, Col.REQUEST]
+    static, slots, column_of = event.static, event.slots, event.column_of
+    row = column_of(Col.REQUEST)
     program = event.requests.program[row]
     pinned = event.runs.is_pinned(row) if static.pins else jnp.zeros_like(slots.order, bool)
     now_epoch, now_us = event.stamp(event.now)
@@ -102,23 +102,23 @@ def queue_view(event: Event) -> QueueView:
         first_turn_mask=program == row,
         turn=jnp.zeros_like(row) if event.requests.turn is None else event.requests.turn[row],
         first_prompt_tokens=event.requests.prompt_tokens[program],
-        preempted_mask=columns[:, Col.PREEMPTIONS] > 0,
+        preempted_mask=column_of(Col.PREEMPTIONS) > 0,
         pinned_mask=pinned,
         waiting_mask=slots.order == WAITING,
         running_mask=event.running_mask,
         known_tokens=slots.known,
         computed_tokens=slots.computed + jnp.abs(slots.chunk),  # with what this call gave
         prompt_tokens=slots.prompt,
-        predicted_tokens=columns[:, Col.PREDICTED],
-        priority=columns[:, Col.PRIORITY],
-        sequence=columns[:, Col.SEQUENCE],
-        wait_us=event.since(event.now, columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
+        predicted_tokens=column_of(Col.PREDICTED),
+        priority=column_of(Col.PRIORITY),
+        sequence=column_of(Col.SEQUENCE),
+        wait_us=event.since(event.now, column_of(Col.ARRIVAL_EPOCH), column_of(Col.ARRIVAL_US)),
         advanced_mask=None if event.service is None else event.service.advanced(slots.known),
         attained_us=None if event.service is None else event.service.attained(event.running_mask),
         due=_due(event) if static.scheduler.due else None,
         remaining_us=remaining_us(event, row, pinned) if static.scheduler.foresees else None,
         admitted_us=None if event.service is None else event.service.since_admission(),
-        tenant=None if event.fair is None else columns[:, Col.KLASS],
+        tenant=None if event.fair is None else column_of(Col.KLASS),
         tag=None if event.fair is None else event.fair.tag,
         account=None if event.fair is None else event.fair.account,
         tenants=event.params.tenants,
@@ -126,19 +126,19 @@ def queue_view(event: Event) -> QueueView:
 
 
 def _due(event: Event) -> DueView:
-    slots, columns, params = event.slots, event.columns(), event.params
-    klass = columns[:, Col.KLASS]
+    slots, column_of, params = event.slots, event.column_of, event.params
+    klass = column_of(Col.KLASS)
     assert params.scheduler.work is not None
     return due_view(
         params.scheduler.work,
         limits_us=(params.slo_ttft_us[klass], params.slo_tpot_us[klass], params.slo_e2e_us[klass]),
-        arrival=(columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US]),
+        arrival=(column_of(Col.ARRIVAL_EPOCH), column_of(Col.ARRIVAL_US)),
         epoch=event.state.epoch,
         now_us=event.now,
         known_tokens=slots.known,
         computed_tokens=slots.computed + jnp.abs(slots.chunk),
         prompt_tokens=slots.prompt,
-        predicted_tokens=columns[:, Col.PREDICTED],
+        predicted_tokens=column_of(Col.PREDICTED),
     )
 
 
@@ -146,7 +146,7 @@ def _head_lets_in(event: Event, head: AdmitHead, row, known, prompt, cached: Hit
     """Whether the policy's own memory test lets a candidate in."""
     static, slots, sched = event.static, event.slots, event.params.scheduler
     join = lambda field, value: jnp.concatenate([field, jnp.reshape(value, (1,))])
-    rows = join(event.columns()[:, Col.REQUEST], row)
+    rows = join(event.column_of(Col.REQUEST), row)
     held = event.runs.pinned_blocks() - cached.pinned if static.retains else jnp.int32(0)
     view = AdmitView(
         mask=join(event.running_mask, jnp.bool_(True)),

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jaxsched.sim import ledger as books
 from jaxsched.sim import sent
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
-from jaxsched.sim.event import Tally, ceil_blocks
+from jaxsched.sim.event import Tally, ceil_blocks, first_slot
 from jaxsched.sim.graph import arrive_turn
 from jaxsched.sim.kv.seen import Seen, look, matched_blocks
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.retain import saturated_us
 from jaxsched.sim.routing import add_recent, bucket_now, count_waiting, recent_tokens
+from jaxsched.sim.rows import BEYOND, earliest, known_time, value_at
 from jaxsched.sim.state import Count, Fate, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.views import RouterView
@@ -102,15 +103,20 @@ def next_input_time(static: SimStatic, requests: Requests, state: State) -> tupl
         time = relative_us(turn.arrival_epoch, turn.arrival_us, state.epoch)
         return jnp.where(i < requests.num_programs, time, NEVER_US)
 
-    back = jnp.int32(NEVER_US)
-    if static.num_paused:
-        back = jnp.min(_return_times(state))
+    back = next_return(state) if static.num_paused else jnp.int32(NEVER_US)
     return arrival(state.arrivals), arrival(state.arrivals + 1), back
 
 
+def next_return(state: State) -> jax.Array:
+    """Time of the earliest return, relative to the epoch."""
+    return known_time(jnp.min(_return_times(state)))
+
+
 def _return_times(state: State) -> jax.Array:
-    times = relative_us(state.paused.epoch, state.paused.us, state.epoch)
-    return jnp.where(state.paused.request >= 0, times, NEVER_US)
+    """Of each paused program; `rows.BEYOND` where there is none, or not in this epoch or the next."""
+    ahead = state.paused.epoch - state.epoch
+    near = jnp.clip(ahead, -2, 1) * EPOCH_US + state.paused.us
+    return jnp.where((state.paused.request >= 0) & (ahead < 2), near, BEYOND)
 
 
 def next_view_tick(static: SimStatic, state: State) -> jax.Array:
@@ -158,17 +164,18 @@ def take_arrival(
     if static.num_paused:
         is_return = active & ~program_first
         times = _return_times(state)
-        due = (times == now) & (paused.request >= 0)
-        row = jnp.min(jnp.where(due, paused.request, NEVER_US))  # ties in request order
-        chosen = due & (paused.request == row)
+        due = times == now
+        row = earliest(due, paused.request)  # ties in request order
+        entry = first_slot(due & (paused.request == row))
         request = jnp.where(is_return, jnp.minimum(row, requests.num_rows - 1), request)
-        pick = lambda field: jnp.sum(jnp.where(chosen, field, 0))
+        pick = lambda field: value_at(field, entry)
         program = (
             jnp.where(is_return, pick(paused.program_epoch), stamp[0]),
             jnp.where(is_return, pick(paused.program_us), stamp[1]),
         )
         home = jnp.where(is_return, pick(paused.instance), -1)
-        paused = paused.replace(request=jnp.where(is_return & chosen, -1, paused.request))
+        at = jnp.where(is_return, entry, static.num_paused)
+        paused = paused.replace(request=paused.request.at[at].set(-1, mode="drop"))
 
     turn = requests.row(request)
     learned = state.learned

@@ -5,10 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxsched.metrics.histogram import bin_end_us, bin_of
 from jaxsched.sim import offload
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import Event, count, set_where, slot_with
-from jaxsched.sim.leave import add_area
+from jaxsched.sim.leave import RUN_BINS, add_area
+from jaxsched.sim.rows import earliest
 from jaxsched.sim.state import Col, Count, Flag, Hist
 from jaxsched.timing.step_time import constant_us, context_us
 
@@ -45,7 +47,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         # (A last prompt chunk of one token yields a first token: a step of its own, so that the gap to the second is
         # seen.)
         steps_left = jnp.where(slots.known > slots.prompt, slots.goal - slots.known, 1)
-        finish_in = jnp.min(jnp.where(decode, steps_left, 2**31 - 1))
+        finish_in = earliest(decode, steps_left)
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
         if static.ranks:  # no step of a run evicts a context: which one changes with time
@@ -76,12 +78,17 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         start = jnp.maximum(start, event.tiers.stall)
         event.tally.count(Count.STALL_US, jnp.where(formed, start - event.now, 0))
     ends = start + jnp.cumsum(durations)
+    if k > 1:  # the gaps of a run lie in few bins
+        gaps = durations[1:].astype(jnp.float32)
+        limit = bin_end_us(bin_of(gaps[0]) + (RUN_BINS - 1))
+        longest = jnp.minimum(longest, 1 + jnp.sum((gaps < limit).astype(jnp.int32)))
     if static.retains and k > 1:  # ... nor begins after the end of one
         expiry = event.runs.next_expiry(*event.stamp(event.now))
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends <= expiry).astype(jnp.int32)))
-    if static.tiered and k > 1:  # ... nor begins once a copy has ended
-        longest = jnp.minimum(longest, 1 + jnp.sum((ends < offload.next_wake(event)).astype(jnp.int32)))
+    if static.tiered and k > 1:  # ... nor begins once a copy has ended, if that matters
+        wake = offload.next_wake(event, num_decode, longest)
+        longest = jnp.minimum(longest, 1 + jnp.sum((ends < wake).astype(jnp.int32)))
     ends = jnp.where(step < longest, ends, NEVER_US)
     first_end = ends[0]
     last_end = jnp.max(jnp.where(step < longest, ends, 0))

@@ -6,10 +6,12 @@ the ends of the copies that were used longest ago; a copy that a transfer reads 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.oldest import take_oldest
+from jaxsched.sim.oldest import take_oldest_runs
 
 #: Chain of an unused entry, and of a copy that nobody will read again (dropped once no transfer needs it).
 UNUSED, DISCARDED = -1, -2
@@ -28,17 +30,17 @@ def empty_table(num_entries: int) -> Int[Array, "6 e"]:
 
 
 class Copies:
-    """One tier's table during a micro-step: attributes are replaced, `table` gives it back."""
+    """One tier's table during a micro-step: attributes are replaced, `fields` gives it back."""
 
-    def __init__(self, table: Int[Array, "6 e"], clock: Int[Array, ""], capacity: Int[Array, ""]):
+    def __init__(self, table: Sequence[Array] | Int[Array, "6 e"], clock: Int[Array, ""], capacity: Int[Array, ""]):
         self.chain, self.low, self.high, self.stamp, self.ready, self.busy = (table[i] for i in range(NUM_FIELDS))
         self.clock, self.capacity = clock, capacity  # stamp of the next use; blocks the tier has
         self.overflow = jnp.bool_(False)
 
     @property
-    def table(self) -> Int[Array, "6 e"]:
-        """The table as it is now."""
-        return jnp.stack([self.chain, self.low, self.high, self.stamp, self.ready, self.busy])
+    def fields(self) -> list[Int[Array, " e"]]:
+        """The rows of the table as they are now."""
+        return [self.chain, self.low, self.high, self.stamp, self.ready, self.busy]
 
     @property
     def _length(self) -> Int[Array, " e"]:
@@ -68,7 +70,7 @@ class Copies:
         mine = self.chain == chain
         owed = jnp.maximum(add - (self.capacity - jnp.sum(self._length)), 0)
         droppable = (self.chain != UNUSED) & ~mine & (self.busy <= now)
-        self.high = self.high - take_oldest(self.stamp, jnp.where(droppable, self._length, 0), owed)
+        self.high = self.high - take_oldest_runs(self.stamp, jnp.where(droppable, self._length, 0), owed)
         self.chain = jnp.where(self.high > self.low, self.chain, UNUSED)
 
         index = jnp.arange(mine.shape[0], dtype=jnp.int32)

@@ -20,6 +20,7 @@ from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.routing import count_waiting
+from jaxsched.sim.rows import earliest, latest, read_row, write_row
 from jaxsched.sim.service import ServiceRow
 from jaxsched.sim.state import (
     EMPTY,
@@ -59,7 +60,7 @@ def slot_with(mask: jax.Array, key: jax.Array, largest: bool = False) -> jax.Arr
 
     Ties to the first slot.
     """
-    extreme = jnp.max(jnp.where(mask, key, -(2**31))) if largest else jnp.min(jnp.where(mask, key, 2**31 - 1))
+    extreme = latest(mask, key) if largest else earliest(mask, key)
     return first_slot(mask & (key == extreme))
 
 
@@ -72,14 +73,18 @@ class Tally:
     """Collects histogram entries and counter increments of a micro-step and books them at once."""
 
     def __init__(self, static: SimStatic):
-        self._num_classes = static.num_classes
+        self._num_classes, self._histograms = static.num_classes, static.histograms
         self._index: list[jax.Array] = []
         self._weight: list[jax.Array] = []
         self._counts: dict[Count, jax.Array] = {}
 
     def observe(self, hist: Hist, klass, value_us: jax.Array, weight: jax.Array) -> None:
         """Add float32 `value_us` (scalar or vector) with int32 `weight` to a histogram."""
-        index = (klass * len(Hist) + int(hist)) * NUM_BINS + bin_of(value_us)
+        self.observe_bins(hist, klass, bin_of(value_us), weight)
+
+    def observe_bins(self, hist: Hist, klass, bins: jax.Array, weight: jax.Array) -> None:
+        """Add to bins of a histogram."""
+        index = (klass * len(Hist) + int(hist)) * NUM_BINS + bins
         self._index.append(jnp.atleast_1d(index))
         self._weight.append(jnp.atleast_1d(jnp.broadcast_to(weight.astype(jnp.int32), index.shape)))
 
@@ -94,8 +99,10 @@ class Tally:
 
     def book(self, metrics: Metrics) -> Metrics:
         """One scatter for all histogram entries, one vector add for all counters."""
-        index, weight = jnp.concatenate(self._index), jnp.concatenate(self._weight)
-        histograms = metrics.histograms.at[index].add(weight, mode="promise_in_bounds")
+        histograms = metrics.histograms
+        if self._histograms:
+            index, weight = jnp.concatenate(self._index), jnp.concatenate(self._weight)
+            histograms = histograms.at[index].add(weight, mode="promise_in_bounds")
         zero: jax.Array = jnp.int32(0)
         increments = jnp.stack([self._counts.get(which, zero) for which in Count])
         return metrics.replace(histograms=histograms, counts=metrics.counts + increments)
@@ -130,14 +137,14 @@ class Event:
     @classmethod
     def load(cls, static, params, requests, state: State, tally: Tally, m, now) -> Event:
         """Read instance `m` (one slice of each array)."""
-        rows = jax.lax.dynamic_index_in_dim(state.slots, m, 0, keepdims=False)
+        rows = read_row(state.slots, m)
         scalars = jax.lax.dynamic_index_in_dim(state.instance, m, 1, keepdims=False)
         scalars = scalars + jnp.where(state.pending_writes.joined == m, state.pending_writes.change, 0)
         rule, fair = static.scheduler.service, static.scheduler.fair
         owed = (params.scheduler.of_order(), params.tenants)
         return cls(
             static, params, requests, state, tally, m, now,
-            Slots(*(rows[i] for i in range(rows.shape[0]))),
+            Slots(*rows),
             Instance(*(scalars[i] for i in range(scalars.shape[0]))),
             load_cache(static, requests, state, m),
             Tiers(static, params, state.tiers, m) if static.tiered else None,
@@ -149,7 +156,7 @@ class Event:
 
     def store(self) -> State:
         """Write the row back."""
-        rows = jnp.stack([getattr(self.slots, name) for name in Slots.__dataclass_fields__])
+        rows = [getattr(self.slots, name) for name in Slots.__dataclass_fields__]
         scalars = jnp.stack([getattr(self.inst, name) for name in Instance.__dataclass_fields__])
         unused = [(jnp.int32(0), jnp.zeros(len(Col), jnp.int32), jnp.bool_(False))]
         writes = self.writes + unused * (max_column_writes(self.static) - len(self.writes))
@@ -165,7 +172,7 @@ class Event:
             flags |= jnp.where(self.kv.copies, int(Flag.CACHE_COPIES), 0)
             flags |= jnp.where(self.kv.overflow, int(Flag.CACHE_ENTRIES), 0)
         if self.static.tiered:
-            flags |= jnp.where(self.tiers.overflow, int(Flag.CACHE_ENTRIES), 0)
+            flags |= jnp.where(self.tiers.overflow, int(Flag.TIER_ENTRIES), 0)
             self.state = self.state.replace(tiers=self.tiers.store(self.state.tiers))
         return self.state.replace(
             flags=flags,
@@ -176,7 +183,7 @@ class Event:
             service=None if self.service is None else self.service.store(self.state.service),
             fair=None if self.fair is None else self.fair.store(self.state.fair),
             pending_writes=pending,
-            slots=jax.lax.dynamic_update_index_in_dim(self.state.slots, rows, self.m, 0),
+            slots=write_row(self.state.slots, self.m, rows),
         )
 
     # -- small helpers shared by the parts of an event -----------------------------------------------------------------
@@ -213,11 +220,11 @@ class Event:
             values = jnp.where(active & (written == slot), new, values)
         return values
 
-    def columns(self) -> jax.Array:
-        """All request columns of the row ``[slots, 16]``, with what this micro-step has written."""
-        values = self.state.request[self.m]
+    def column_of(self, which: Col) -> jax.Array:
+        """One request column of the whole row ``[slots]``, with what this micro-step has written."""
+        values = self.state.request[self.m, :, which]
         for written, new, active in self.writes:
-            values = jnp.where((active & (written == self.index))[:, None], new, values)
+            values = jnp.where(active & (written == self.index), new[which], values)
         return values
 
     def write_column(self, slot: jax.Array, values: jax.Array, active: jax.Array) -> None:
@@ -289,7 +296,7 @@ class Event:
         outputs = self.at(self.slots.known, slot) - prompt
         tag = jnp.int32(0) if self.fair is None else self.at(self.fair.tag, slot)
         who = Who(column[Col.KLASS], prompt, column[Col.PREDICTED], outputs, tag)
-        return who, self.columns()[:, Col.KLASS], order == WAITING, order != EMPTY
+        return who, self.column_of(Col.KLASS), order == WAITING, order != EMPTY
 
     def enter_account(self, slot: jax.Array, active: jax.Array, column: jax.Array) -> None:
         """A request comes into the view of the scheduler."""
@@ -301,11 +308,10 @@ class Event:
         static = self.static
         if self.fair is None and not static.tenants:
             return
-        columns = self.columns()
-        tenant = columns[:, Col.KLASS]
+        tenant = self.column_of(Col.KLASS)
         by = by_tenant(tenant, outputs, static.num_classes)
         if self.fair is not None:
-            past = self.slots.known - self.slots.prompt - columns[:, Col.PREDICTED]
+            past = self.slots.known - self.slots.prompt - self.column_of(Col.PREDICTED)
             beyond = by_tenant(tenant, jnp.clip(past, 0, outputs), static.num_classes)
             self.fair.serve(Served(by, beyond))
         if static.tenants:
@@ -353,7 +359,7 @@ class Event:
     def note_gap(self, mask: jax.Array, gap_us: jax.Array) -> None:
         """A gap between two tokens ends for the requests in `mask`; those whose class allows less are late."""
         assert self.late is not None
-        limit = self.params.slo_tbt_us[self.columns()[:, Col.KLASS]]
+        limit = self.params.slo_tbt_us[self.column_of(Col.KLASS)]
         self.late = jnp.where(mask & (gap_us > limit), 1, self.late)
 
     def measured(self, column: jax.Array) -> jax.Array:

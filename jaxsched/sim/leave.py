@@ -6,8 +6,9 @@ One request per micro-step.
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxsched.metrics.histogram import NUM_BINS, bin_end_us, bin_of
 from jaxsched.sim import offload
 from jaxsched.sim.admit import learn_length
 from jaxsched.sim.clock import add_us, relative_us
@@ -18,6 +19,10 @@ from jaxsched.sim.kv import Pin
 from jaxsched.sim.retain import PauseView, deadline, reload_time_us
 from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
 from jaxsched.sim.tiers import transfer_us
+
+#: Gaps of a run lie in so many neighbouring bins: a run ends before one that does not (each step's context is longer
+#: than that of the one before, so gaps grow, by some percent in a long run; a bin is 1.6 to 3.1 % wide).
+RUN_BINS = 4
 
 
 def book_run(event: Event, begin: Bool[Array, ""]) -> None:
@@ -52,27 +57,40 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     inst.in_flight = jnp.where(ended, 0, inst.in_flight)
     inst.token_time = jnp.where(ended & (inst.emits > 0) & (inst.bulk_gap >= 0), event.wrapped(now), inst.token_time)
 
-    gaps = jnp.concatenate([jnp.reshape(inst.bulk_gap, (1,)), ends[1:] - ends[:-1]])
-    weight = jnp.where(jnp.arange(static.run_steps) == 0, inst.bulk, inst.emits) * done
-    event.tally.observe(Hist.TBT, 0, jnp.maximum(gaps, 0).astype(jnp.float32), weight)
+    first = jnp.maximum(inst.bulk_gap, 0).astype(jnp.float32)
+    event.tally.observe(Hist.TBT, 0, first, jnp.where(ended & (ends[0] <= now), inst.bulk, 0))
+    if static.run_steps > 1:
+        gaps = ends[1:] - ends[:-1]
+        values = gaps.astype(jnp.float32)
+        near = bin_of(jnp.maximum(values[0], 0.0)) + jnp.arange(RUN_BINS, dtype=jnp.int32)
+        below = jnp.sum((done[1:] & (values < bin_end_us(near)[:, None])).astype(jnp.int32), axis=1)
+        steps = jnp.diff(below, prepend=0)
+        event.tally.observe_bins(Hist.TBT, 0, jnp.minimum(near, NUM_BINS - 1), steps * inst.emits)
     if event.late is not None and static.run_steps > 1:  # the first gap of a run was noted when it was formed
-        event.note_gap(emit, jnp.max(jnp.where(done[1:], gaps[1:], 0)))
+        event.note_gap(emit, jnp.max(jnp.where(done[1:], gaps, 0)))
     busy = jnp.where(ended, now - inst.run_start, 0)
     event.tally.count(Count.BUSY_US, busy)
     event.tally.count(Count.ENGINE_STEPS, k)
     event.tally.count(Count.OUTPUT_TOKENS, k * inst.emits)
     event.tally.count(Count.SCHEDULED_TOKENS, jnp.maximum(k - 1, 0) * inst.emits)
-    add_area(event, busy, grown)
+    passed = jnp.float32(0.0)
+    if static.tiered and static.run_steps > 1:
+        passed = jnp.where(ended, offload.passed_copies(event, ends), 0.0)
+    add_area(event, busy, grown, passed)
 
 
-def add_area(event: Event, duration_us: Int[Array, ""], grown: Int[Array, ""] | int = 0) -> None:
+def add_area(
+    event: Event, duration_us: Int[Array, ""], grown: Int[Array, ""] | int = 0, freed: Float[Array, ""] | float = 0.0
+) -> None:
     """Time integrals of batch and KV occupancy (float32, folded into a compensated sum between chunks).
 
-    Blocks that a run took on its way (`grown`) count for half of it: they are taken at a steady pace.
+    Blocks that a run took on its way (`grown`) count for half of it: they are taken at a steady pace. `freed`: blocks x
+    us by which the blocks used now are too many.
     """
     metrics, inst = event.state.metrics, event.inst
     used = (event.params.usable_blocks[event.m] - inst.free).astype(jnp.float32) - 0.5 * grown
-    step = jnp.stack([inst.running.astype(jnp.float32), used]) * duration_us.astype(jnp.float32)
+    duration = duration_us.astype(jnp.float32)
+    step = jnp.stack([inst.running.astype(jnp.float32) * duration, used * duration - freed])
     event.state = event.state.replace(metrics=metrics.replace(area=metrics.area.at[:, 1].add(step)))
 
 
@@ -111,7 +129,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
             gone_order = jnp.where(was_running, EMPTY, DEAD)
     pin = _pin(event, slot, column, is_finish)
     copies = is_finish & (pin.copy if pin is not None else False)
-    inst.free = inst.free + offload.release(event, slot, was_running, held, pin, copies)
+    inst.free = inst.free + offload.leave(event, slot, was_running, held, pin, jnp.bool_(copies))
     inst.running = inst.running - was_running
     event.drop_work(here, prompt, column)
     scheduled = event.at(slots.computed, slot) + column[Col.LOST_TOKENS]
@@ -150,8 +168,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         lengths = learn_length(event.state.lengths, event.m, column[Col.OUTPUT], is_finish)
         event.state = event.state.replace(lengths=lengths)
     pause_program(event, column, is_finish)
-    # (With memory tiers what leaves does so at the end of the micro-step, before anything else is looked at.)
-    return active & (num_finished_or_expired > (0 if static.tiered else 1))
+    return active & (num_finished_or_expired > 1)
 
 
 def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> Pin | None:
@@ -211,9 +228,8 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
 
 def has_expired(event: Event) -> Bool[Array, " s"]:
     """Whether each slot's request is past its deadline."""
-    columns = event.columns()
-    timeout = event.params.timeout_us[columns[:, Col.KLASS]]
-    arrived = relative_us(columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US], event.state.epoch)
+    timeout = event.params.timeout_us[event.column_of(Col.KLASS)]
+    arrived = relative_us(event.column_of(Col.ARRIVAL_EPOCH), event.column_of(Col.ARRIVAL_US), event.state.epoch)
     return (timeout > 0) & (arrived + timeout <= event.now)
 
 
@@ -269,15 +285,16 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
     entry = first_slot(paused.request < 0)
     returns = is_finish & (following >= 0)
     lost = returns & (entry >= paused.request.shape[0])
-    at = (jnp.arange(paused.request.shape[0]) == entry) & returns
+    at = jnp.where(returns, entry, paused.request.shape[0])
+    put = lambda field, value: field.at[at].set(value, mode="drop")
     event.state = event.state.replace(
         paused=paused.replace(
-            request=jnp.where(at, following, paused.request),
-            epoch=jnp.where(at, epoch, paused.epoch),
-            us=jnp.where(at, us, paused.us),
-            program_epoch=jnp.where(at, column[Col.PROGRAM_EPOCH], paused.program_epoch),
-            program_us=jnp.where(at, column[Col.PROGRAM_US], paused.program_us),
-            instance=jnp.where(at, event.m, paused.instance),
+            request=put(paused.request, following),
+            epoch=put(paused.epoch, epoch),
+            us=put(paused.us, us),
+            program_epoch=put(paused.program_epoch, column[Col.PROGRAM_EPOCH]),
+            program_us=put(paused.program_us, column[Col.PROGRAM_US]),
+            instance=put(paused.instance, event.m),
         ),
         flags=event.state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
     )

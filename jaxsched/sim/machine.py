@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 
 from jaxsched.sim import offload
 from jaxsched.sim.admission import admission_step, refill_window
-from jaxsched.sim.arrivals import next_input_time, next_view_tick, take_arrival, telemetry_tick
+from jaxsched.sim.arrivals import next_input_time, next_return, next_view_tick, take_arrival, telemetry_tick
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.close import close_step, drain_token
 from jaxsched.sim.event import Event, Tally, apply_pending, first_slot
@@ -59,7 +59,10 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     state = take_arrival(static, params, requests, state, tally, arrives, program_first, t_input)
 
     # The instance event, unless another input comes first (inputs precede instance events of the same time).
-    after = jnp.where(program_first, jnp.minimum(after_arrival, returning), -(2**31))
+    after = jnp.minimum(after_arrival, returning)
+    if static.num_paused:
+        later = next_return(state) if static.event_after_return else jnp.int32(-(2**31))
+        after = jnp.where(program_first, after, jnp.minimum(arrival, later))
     if static.graphs and requests.spawns is not None:
         after = jnp.int32(-(2**31))  # the arrival may have made a turn ready that comes first
     t_other = jnp.where(arrives, after, t_input)
@@ -86,7 +89,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     state = event.store()
     if static.trace:
         event.note(active=active, now=now, instance=m, order=event.slots.order, waiting_after=event.inst.waiting)
-        event.note(free_after=event.inst.free, phase=next_phase, requests=event.columns()[:, Col.REQUEST])
+        event.note(free_after=event.inst.free, phase=next_phase, requests=event.column_of(Col.REQUEST))
     locked = active & (next_phase >= 0)
     state = state.replace(
         locked=jnp.where(active, jnp.where(locked, m, -1), state.locked),
@@ -163,13 +166,12 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
         event.runs.settle()  # what was owed is paid by the pins (and copies) as they were
         if static.tiered:
             offload.end_copies(event, begins)
-        rows = event.columns()[:, Col.REQUEST]
+        rows = event.column_of(Col.REQUEST)
         event.runs.refresh_pins(begins, *event.stamp(event.now), event.slots.order == WAITING, rows)
         if static.ranks:
             rank_contexts(event, begins, rows)
     if event.service is not None:
-        columns = event.columns()
-        arrival = (columns[:, Col.ARRIVAL_EPOCH], columns[:, Col.ARRIVAL_US])
+        arrival = (event.column_of(Col.ARRIVAL_EPOCH), event.column_of(Col.ARRIVAL_US))
         event.service.promote(sched.of_order(), begins, event.slots.order == WAITING, arrival)
     unlimited = static.scheduler.family in ("orca", "static")
     event.state = state.replace(

@@ -1,7 +1,8 @@
 """Where an event touches the memory tiers (docs/semantics.md, section 10); only compiled where `static.tiered`.
 
-A micro-step lets at most one request leave HBM or brings at most one in, never both. Both are noted where they are
-decided and done once, at the end of the micro-step (`finish`): what they do is large, and compiled once this way.
+A request that has finished leaves HBM at once, before anything is scheduled (`leave`). After that a micro-step preempts
+at most one request or brings at most one in, never both. Both are noted where they are decided and done once, at the
+end of the micro-step (`finish`): what they do is large, and compiled once this way.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import Event
 from jaxsched.sim.kv import Hit, Pin
-from jaxsched.sim.kv.runs import NO_COPY
+from jaxsched.sim.kv.copying import NO_COPY
 from jaxsched.sim.retain import FOREVER_US
+from jaxsched.sim.rows import earliest
 from jaxsched.sim.state import WAITING, Col, Count
 from jaxsched.sim.tiers import CopyOut, Found, Load
 
@@ -72,6 +74,35 @@ def wait_for_copies(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     return waits
 
 
+def leave(
+    event: Event, slot: Array, active: Bool[Array, ""], held: Array, pin: Pin | None, copies: Bool[Array, ""]
+) -> Int[Array, ""]:
+    """`KvCache.release` of a request that has finished; with tiers, if `copies`, after a copy to the host is booked.
+
+    Returns how many blocks became free.
+    """
+    if not event.static.tiered:
+        return event.kv.release(slot, active, held, pin)
+    event.runs.settle()
+    return _let_go(event, Release(slot, active, held, pin or _no_pin(), copies), None)
+
+
+def _let_go(event: Event, gone: Release, load: Load | None) -> Int[Array, ""]:
+    """Book the transfer, release the blocks. Returns how many became free."""
+    runs, tiers = event.runs, event.tiers
+    chain, low, high = runs.own_run(gone.slot)
+    copies = CopyOut(gone.active & gone.copies & (high > low), chain, low, high)
+    tiers.transfer(copies, load, event.now)
+    ready = tiers.ready_of(chain)
+    until = jnp.where(ready > event.now, ready, NO_COPY)
+    return runs.release(gone.slot, gone.active, gone.held, gone.pin, until)
+
+
+def _no_pin() -> Pin:
+    none = jnp.int32(-1)
+    return Pin(none, jnp.int32(0), none, jnp.int32(0))
+
+
 def release(
     event: Event, slot: Array, active: Bool[Array, ""], held: Array, pin: Pin | None, copies: Array
 ) -> Int[Array, ""] | int:
@@ -81,9 +112,7 @@ def release(
     """
     if not event.static.tiered:
         return event.kv.release(slot, active, held, pin)
-    none = jnp.int32(-1)
-    pin = pin or Pin(none, jnp.int32(0), none, jnp.int32(0))
-    event.releases.append(Release(slot, active, held, pin, copies))
+    event.releases.append(Release(slot, active, held, pin or _no_pin(), copies))
     return 0
 
 
@@ -123,7 +152,7 @@ def begin_prefetch(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         return jnp.bool_(False)
     due = active & (event.tiers.next_plan() <= event.now)
     row = jnp.where(due, event.tiers.planned(), 0)
-    waits = jnp.any((event.slots.order == WAITING) & (event.columns()[:, Col.REQUEST] == row))
+    waits = jnp.any((event.slots.order == WAITING) & (event.column_of(Col.REQUEST) == row))
     event.tiers.forget(due & waits, row)
     event.prefetch = Prefetch(due & ~waits, row)
     return due
@@ -141,13 +170,8 @@ def finish(event: Event) -> None:
     waits = jnp.broadcast_to(event.waits_for_copies, runs.copying.shape)
     event.inst.free = event.inst.free + runs.end_copies(waits)
 
-    gone = _the_active(event.releases)
-    chain, low, high = runs.own_run(gone.slot)
-    copies = CopyOut(gone.active & gone.copies & (high > low), chain, low, high)
-    tiers.transfer(copies, Load(load.active, own, group_blocks, load.cached.blocks, load.found), event.now)
-    ready = tiers.ready_of(chain)
-    until = jnp.where(ready > event.now, ready, NO_COPY)
-    event.inst.free = event.inst.free + runs.release(gone.slot, gone.active, gone.held, gone.pin, until)
+    brought = Load(load.active, own, group_blocks, load.cached.blocks, load.found)
+    event.inst.free = event.inst.free + _let_go(event, _the_active(event.releases), brought)
     runs.end_load(comes, load.pinned, load.row, load.cached, load.found.blocks, load.found.end)
     for name, amount in tiers.counts.items():
         event.tally.count(_COUNTS[name], amount)
@@ -168,9 +192,30 @@ def _the_active(releases: list[Release]) -> Release:
     return chosen
 
 
-def next_wake(event: Event) -> Int[Array, ""]:
-    """When a schedule() call can find something that a copy changed, or has to prefetch; `NEVER_US`: it cannot."""
-    return jnp.minimum(event.runs.next_copy(), event.tiers.next_plan())
+def next_wake(event: Event, num_decode: Int[Array, ""], longest: Int[Array, ""]) -> Int[Array, ""]:
+    """When a schedule() call can find something that a copy changed, or has to prefetch; `NEVER_US`: it cannot.
+
+    The end of a copy out of HBM changes nothing for a run of at most `longest` decode steps for which nobody waits and
+    which evicts nothing that was released after what is copied: the blocks are only free. One such end is passed over
+    (`passed_copies`).
+    """
+    runs, static = event.runs, event.static
+    first = runs.next_copy()
+    wake = first
+    if not (static.route_by_blocks or static.route_by_cache == "cache"):  # (who sees free blocks at each step)
+        taken = num_decode * ((longest + static.block_size - 2) // static.block_size)
+        passes = (event.inst.waiting == 0) & runs.outlasts(first, taken)
+        wake = jnp.where(passes, runs.next_copy(first), first)
+    return jnp.minimum(wake, event.tiers.next_plan())
+
+
+def passed_copies(event: Event, ends: Int[Array, " k"]) -> Float[Array, ""]:
+    """Blocks x us that were free in the run that ends now, since the end of a copy that it passed over."""
+    runs, now = event.runs, event.now
+    first = runs.next_copy()
+    seen = earliest((ends >= first) & (ends <= now), ends)  # the call that would have found it
+    blocks = runs.ending_blocks(first)
+    return jnp.where(seen < now, blocks, 0).astype(jnp.float32) * jnp.maximum(now - seen, 0).astype(jnp.float32)
 
 
 def idle_wake(event: Event) -> Int[Array, ""]:

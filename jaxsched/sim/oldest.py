@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxsched.sim.clock import NEVER_US
+from jaxsched.sim.rows import earliest
+
 
 def take_oldest(
     key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""], ties: Int[Array, " e"] | None = None
@@ -37,3 +40,24 @@ def take_oldest(
         part = take_oldest(ties, jnp.where(at, length, 0), jnp.where(owed > 0, rest, 0))
         return jnp.where(owed > 0, jnp.where(whole, length, part), 0)
     return jnp.where(owed > 0, jnp.where(whole, length, jnp.where(at, jnp.minimum(rest, length), 0)), 0)
+
+
+def take_oldest_runs(
+    key: Int[Array, " e"], length: Int[Array, " e"], owed: Int[Array, ""], ties: Int[Array, " e"] | None = None
+) -> Int[Array, " e"]:
+    """`take_oldest` where few entries are touched (each holds many blocks): entry by entry, not by bisection."""
+
+    def owes(left: tuple[Array, Array]) -> Array:
+        return left[1] > 0
+
+    def take(left: tuple[Array, Array]) -> tuple[Array, Array]:
+        blocks, owed = left
+        oldest = earliest(blocks > 0, key)
+        here = (blocks > 0) & (key == oldest)
+        if ties is not None:
+            here &= ties == earliest(here, ties)
+        taken = jnp.where(here, jnp.minimum(blocks, owed), 0)
+        return blocks - taken, jnp.where(oldest == NEVER_US, 0, owed - jnp.sum(taken))
+
+    blocks, _ = jax.lax.while_loop(owes, take, (length, owed))
+    return length - blocks

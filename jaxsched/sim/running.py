@@ -147,10 +147,9 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
 
 def _priority_victim(event: Event, running: Bool[Array, " s"]) -> Int[Array, ""]:
     """Largest (priority, arrival time); ties to the first in the running list."""
-    columns = event.columns()
     mask = running
     for column in (Col.PRIORITY, Col.ARRIVAL_EPOCH, Col.ARRIVAL_US):
-        key = columns[:, column]
+        key = event.column_of(column)
         mask &= key == jnp.max(jnp.where(mask, key, -(2**31)))
     return slot_with(mask, event.slots.order)
 

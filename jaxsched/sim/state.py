@@ -71,6 +71,7 @@ class Flag(enum.IntFlag):
     STUCK = 8  # an idle instance with waiting requests that can never be admitted
     CACHE_COPIES = 16  # chains of runs met a second copy of a block: from then on the prefix cache is approximate
     CACHE_ENTRIES = 32  # chains of runs had no room for a run, which was forgotten
+    TIER_ENTRIES = 128  # host memory or the remote pool had no entry for a copy, which was forgotten
     SLOTS_SHORT = 64  # only the lack of a slot kept a request out: a row too short to be exact (`simulation.run_lanes`)
 
 
@@ -351,7 +352,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         churned=zeros(),
         flags=zeros(),
         metrics=Metrics(
-            histograms=zeros(static.num_classes * len(Hist) * NUM_BINS),
+            histograms=zeros(static.num_classes * len(Hist) * NUM_BINS if static.histograms else 0),
             counts=zeros(len(Count)),
             counts_high=zeros(len(Count)),
             class_finished=zeros(static.num_classes),

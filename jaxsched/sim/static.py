@@ -84,6 +84,7 @@ class SimStatic:
     ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
     prefix_cache: str = "none"  # representation of the prefix cache: one of CACHES (V1 family only)
     cache_entries: int = 0  # blocks: the largest pool; runs: idle runs that an instance can hold
+    tier_entries: int = 0  # copies that an instance's host memory can hold; 0 = `cache_entries`
     max_blocks: int = 0  # full blocks of the longest turn
     group_prefixes: bool = True  # runs: some turns may begin with a shared prefix of a block or more
     num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
@@ -99,7 +100,9 @@ class SimStatic:
     delayed_cache: bool = False  # the view "cache" is that of the last cache tick
     record_entries: int = 0  # of the view "record": chains and groups, or block ids, that the workload has
     record: bool = False  # keep every request's life in the state
+    histograms: bool = True  # keep histograms of times in the state (False: environments, which read counters only)
     trace: bool = False  # emit every step's decisions (needs max_run_steps = 1)
+    event_after_return: bool = True  # a micro-step that takes a return may take the event after it (False: envs)
     stall_limit: int = 4096  # micro-steps at one instant, or preemptions without a token, that stop the lane (LIVELOCK)
 
     def __post_init__(self) -> None:
@@ -128,6 +131,11 @@ class SimStatic:
     def tiered(self) -> bool:
         """Whether contexts move between HBM and host memory."""
         return self.scheduler.offload is not None and self.host_tier and self.prefix_cache == "runs"
+
+    @property
+    def host_entries(self) -> int:
+        """Copies that an instance's host memory can hold."""
+        return self.tier_entries or self.cache_entries
 
     @property
     def prefetches(self) -> bool:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import EPOCH_US, NEVER_US
 from jaxsched.sim.copies import LONG_AGO, Copies, empty_table
+from jaxsched.sim.rows import earliest, read_row, write_row
 
 if TYPE_CHECKING:
     from jaxsched.sim.params import SimParams
@@ -102,7 +103,7 @@ def init_tiers(static: SimStatic) -> TierState | None:
     """Empty tiers; None without any."""
     if not static.tiered:
         return None
-    m, e = static.num_instances, static.cache_entries
+    m, e = static.num_instances, static.host_entries
     return TierState(
         host=jnp.broadcast_to(empty_table(e), (m, 6, e)),
         scalars=jnp.zeros((m, 6), jnp.int32),
@@ -141,7 +142,7 @@ class Tiers:
         self._m, self.params = m, params.tiers
         row = lambda field: jax.lax.dynamic_index_in_dim(field, m, 0, keepdims=False)
         scalars = row(state.scalars)
-        self.host = Copies(row(state.host), scalars[CLOCK], self.params.host_blocks)
+        self.host = Copies(read_row(state.host, m), scalars[CLOCK], self.params.host_blocks)
         self.out, self.into, self.remote_out, self.remote_in, self.stall = (scalars[i] for i in TIMES)
         self.remote = None
         if state.remote is not None and state.remote_clock is not None:
@@ -157,9 +158,9 @@ class Tiers:
         put = lambda field, value: jax.lax.dynamic_update_index_in_dim(field, value, self._m, 0)
         remote = self.remote
         return state.replace(
-            host=put(state.host, self.host.table),
+            host=write_row(state.host, self._m, self.host.fields),
             scalars=put(state.scalars, scalars),
-            remote=None if remote is None else remote.table,
+            remote=None if remote is None else jnp.stack(remote.fields),
             remote_clock=None if remote is None else remote.clock,
             plans=None if self.plans is None else put(state.plans, self.plans),
         )
@@ -186,7 +187,7 @@ class Tiers:
         """When the next context is to be loaded; `NEVER_US`: none is."""
         if self.plans is None:
             return jnp.int32(NEVER_US)
-        return jnp.min(jnp.where(self.plans[0] >= 0, self.plans[1], NEVER_US))
+        return earliest(self.plans[0] >= 0, self.plans[1])
 
     def planned(self) -> Int[Array, ""]:
         """The turn whose context is to be loaded next: the first by time, then by row."""
@@ -215,13 +216,17 @@ class Tiers:
         """The next step starts no earlier."""
         self.stall = jnp.where(active, jnp.maximum(self.stall, time), self.stall)
 
-    def transfer(self, copies: CopyOut, load: Load, now: Array) -> None:
-        """Book a copy out of HBM or a load into it (at most one of them is active).
+    def transfer(self, copies: CopyOut, load: Load | None, now: Array) -> None:
+        """Book a copy out of HBM or a load into it (at most one of them is active; None: there is nothing to load).
 
         Out: what the host lacks of the context, as far as it has room; then what it holds and the remote pool lacks.
         In: as `find` found; what comes from the remote pool stays on the host, if it has room and no gap.
         """
-        p, found, host = self.params, load.found, self.host
+        p, host = self.params, self.host
+        if load is None:
+            none: Array = jnp.int32(0)
+            load = Load(jnp.bool_(False), none, none, none, Found(none, none, none, none))
+        found = load.found
         loads = load.active & (found.blocks > 0)
         chain, low = jnp.where(loads, load.chain, copies.chain), jnp.where(loads, load.low, copies.low)
         have = jnp.maximum(host.find(chain)[0], low)
@@ -246,7 +251,7 @@ class Tiers:
             written = have + jnp.where(made, add, 0)  # what the host holds now
             readable = jnp.where(made, end, host.find(chain)[1])
             self._transfer_remote(copies.active, loads, chain, low, written, readable, found, now)
-        host.read(loads, chain, found.end, p.keep_copy)
+        host.read(loads, chain, found.end, p.keep_copy)  # (XLA drops what can only be false)
 
     def _transfer_remote(
         self, copies: Array, loads: Array, chain: Array, low: Array, high: Array, ready: Array, found: Found, now: Array

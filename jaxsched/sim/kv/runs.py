@@ -12,19 +12,25 @@ once), and more runs than the table has room for (`CACHE_ENTRIES`). The block ta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from jaxsched.sim.clock import EPOCH_US, NEVER_US
-from jaxsched.sim.kv.base import Hit, KvCache, Pin
-from jaxsched.sim.oldest import take_oldest
+from jaxsched.sim.clock import EPOCH_US
+from jaxsched.sim.kv.base import Hit, Pin
+from jaxsched.sim.kv.copying import NO_COPY, NOBODY, UNUSED, RunsInCopy
+from jaxsched.sim.oldest import take_oldest_runs
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.rows import earliest, matches, read_row, write_row
 from jaxsched.sim.static import SimStatic
 
-UNUSED = -1  # chain of an unused entry; own chains are >= 0, group g is -2 - g
+Rows = Sequence[Array] | Array  # a row of each field
+
+
 #: Rows of `runs`.
 CHAIN, LOW, HIGH, STAMP, NEXT, PROGRAM, DUE_EPOCH, DUE_US, PINNED = range(9)
 #: ... and with memory tiers: end of the copy that needs the run (relative to the epoch), 1 while it comes into HBM.
@@ -35,8 +41,6 @@ REGISTERED, OWN, GROUP, GROUP_BLOCKS = range(4)
 #: Columns of `scalars`.
 UNHASHED, DEBT, CLOCK, AHEAD = range(4)
 NUM_FIELDS, NUM_TIER_FIELDS, NUM_RANK_FIELDS = 9, 2, 3
-#: `COPYING` of a run that no copy needs.
-NO_COPY = -(2**31)
 #: Eviction key of pinned runs: behind all stamps, the latest program first; a group's prefix (odd) behind the last of
 #: the contexts that it is pinned for.
 PINNED_KEY = 2**30
@@ -68,10 +72,10 @@ def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     )
 
 
-class RunTable(KvCache):
+class RunTable(RunsInCopy):
     """One instance's runs during a micro-step."""
 
-    def __init__(self, static: SimStatic, requests: Requests, m: Array, runs: Array, slots: Array, scalars: Array):
+    def __init__(self, static: SimStatic, requests: Requests, m: Array, runs: Rows, slots: Rows, scalars: Array):
         self._static, self._requests, self._m = static, requests, m
         self.chain, self.low, self.high, self.stamp = (runs[i] for i in range(4))
         self.next, self.program, self.due_epoch, self.due_us, self.pinned = (runs[i] for i in range(4, NUM_FIELDS))
@@ -86,28 +90,31 @@ class RunTable(KvCache):
     @classmethod
     def load(cls, static: SimStatic, requests: Requests, kv: RunTableState, m: Array) -> RunTable:
         """Read instance `m`."""
-        row = lambda field: jax.lax.dynamic_index_in_dim(field, m, 0, keepdims=False)
-        return cls(static, requests, m, row(kv.runs), row(kv.slots), row(kv.scalars))
+        scalars = jax.lax.dynamic_index_in_dim(kv.scalars, m, 0, keepdims=False)
+        return cls(static, requests, m, read_row(kv.runs, m), read_row(kv.slots, m), scalars)
 
     @classmethod
     def seen(cls, static: SimStatic, requests: Requests, chain: Array, high: Array, slots: Array) -> RunTable:
         """A table to ask what is findable, and nothing else (sim/kv/seen.py)."""
         zero: Array = jnp.int32(0)
         runs = [chain, jnp.zeros_like(high), high] + [jnp.zeros_like(high)] * (NUM_FIELDS - 3)
-        return cls(static, requests, zero, jnp.stack(runs), slots, jnp.zeros(4, jnp.int32))
+        return cls(static, requests, zero, runs, slots, jnp.zeros(4, jnp.int32))
 
     def store(self, kv: RunTableState) -> RunTableState:
         """Write it back."""
-        runs = jnp.stack([
+        runs = [
             self.chain, self.low, self.high, self.stamp,
             self.next, self.program, self.due_epoch, self.due_us, self.pinned,
             *([self.copying, self.loading] if self._static.tiered else []),
             *([self.since_epoch, self.since_us, self.rank] if self._static.ranks else []),
-        ])  # fmt: skip
-        slots = jnp.stack([self.registered, self.own, self.group, self.group_blocks])
+        ]  # fmt: skip
+        slots = [self.registered, self.own, self.group, self.group_blocks]
         scalars = jnp.stack([self.unhashed, self.debt, self.clock, self.ahead])
-        put = lambda field, value: jax.lax.dynamic_update_index_in_dim(field, value, self._m, 0)
-        return RunTableState(runs=put(kv.runs, runs), slots=put(kv.slots, slots), scalars=put(kv.scalars, scalars))
+        return RunTableState(
+            runs=write_row(kv.runs, self._m, runs),
+            slots=write_row(kv.slots, self._m, slots),
+            scalars=jax.lax.dynamic_update_index_in_dim(kv.scalars, scalars, self._m, 0),
+        )
 
     @property
     def _running(self) -> Bool[Array, " s"]:
@@ -115,7 +122,15 @@ class RunTable(KvCache):
 
     def settle(self) -> None:
         """Evict from the ends of the longest released runs; of pinned ones last, the latest program first."""
-        used, owed = self.chain != UNUSED, self.debt
+        key, length = self._eviction()
+        ties = self.stamp if self._static.pins_prefixes else None  # of runs of one prefix
+        self.high = self.high - take_oldest_runs(key, length, self.debt, ties)
+        self.debt = jnp.zeros_like(self.debt)
+        self._drop_empty()
+
+    def _eviction(self) -> tuple[Int[Array, " r"], Int[Array, " r"]]:
+        """Place of each run in the order of eviction, and how many of its blocks can be evicted."""
+        used = self.chain != UNUSED
         if self._static.tiered:
             used &= self.copying == NO_COPY
         length = jnp.where(used, self.high - self.low, 0)
@@ -126,10 +141,7 @@ class RunTable(KvCache):
         elif self._static.pins:
             last = PINNED_KEY + 2 * (MOST_PROGRAMS - self.program) + (self.next < 0)
             key = jnp.where(self.pinned > 0, last, key)
-        ties = self.stamp if self._static.pins_prefixes else None  # of runs of one prefix
-        self.high = self.high - take_oldest(key, length, owed, ties)
-        self.debt = jnp.zeros_like(owed)
-        self._drop_empty()
+        return key, length
 
     # -- pins ----------------------------------------------------------------------------------------------------------
 
@@ -142,7 +154,7 @@ class RunTable(KvCache):
         Debts have been paid, by the pins as they were.
         """
         due = (self.due_epoch > epoch) | ((self.due_epoch == epoch) & (self.due_us >= now))
-        waits = jnp.any((self.next[:, None] == rows[None, :]) & waiting[None, :], axis=1)
+        waits = matches(self.next, jnp.where(waiting, rows, NOBODY))
         pinned = (self.chain != UNUSED) & (self.next >= 0) & (due | (waits & (self.pinned > 0)))
         if self._static.pins_prefixes:
             stands = self._stands_on(pinned)
@@ -172,7 +184,7 @@ class RunTable(KvCache):
         """Time of the next end of a pin, in us since the start of `epoch` (2^31 - 1: none in it or the next)."""
         near = (self.pinned > 0) & (self.next >= 0) & ((self.due_epoch == epoch) | (self.due_epoch == epoch + 1))
         due = self.due_us + jnp.where(self.due_epoch == epoch, 0, EPOCH_US)
-        return jnp.min(jnp.where(near & (due >= us), due, NEVER_US))
+        return earliest(near & (due >= us), due)
 
     def kept_blocks(self) -> Int[Array, ""]:
         """Idle blocks of programs that will go on, or pinned."""
@@ -181,7 +193,7 @@ class RunTable(KvCache):
 
     def paused_rows(self, rows: Int[Array, " s"]) -> Int[Array, " r"]:
         """Of each run that is the context of a program whose next turn is none of these: that turn; else -1."""
-        waits = jnp.any(self.next[:, None] == rows[None, :], axis=1)
+        waits = matches(self.next, rows)
         return jnp.where((self.chain != UNUSED) & ~waits, self.next, -1)
 
     def found_own(self, hit: Hit) -> Bool[Array, ""]:
@@ -190,37 +202,9 @@ class RunTable(KvCache):
 
     def is_pinned(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
         """Whether the context of each of these turns is pinned here."""
-        return jnp.any((self.next[None, :] == rows[:, None]) & (self.pinned > 0)[None, :], axis=1)
+        return matches(rows, jnp.where(self.pinned > 0, self.next, NOBODY))
 
-    # -- copies under way (sim/tiers.py) -------------------------------------------------------------------------------
-
-    @property
-    def in_copy(self) -> Bool[Array, " r"]:
-        """Runs that a copy needs: their blocks are not free until it ends."""
-        return (self.chain != UNUSED) & (self.copying != NO_COPY)
-
-    def end_copies(self, ended: Bool[Array, " r"]) -> Int[Array, ""]:
-        """These copies are over (debts are paid): returns how many blocks are free now."""
-        ended &= self.in_copy
-        self.copying = jnp.where(ended, NO_COPY, self.copying)
-        self.loading = jnp.where(ended, 0, self.loading)
-        return jnp.sum(jnp.where(ended, self.high - self.low, 0))
-
-    def last_copy(self) -> Int[Array, ""]:
-        """End of the last copy under way."""
-        return jnp.max(jnp.where(self.in_copy, self.copying, NO_COPY))
-
-    def next_copy(self) -> Int[Array, ""]:
-        """End of the next copy under way; `NEVER_US` if there is none."""
-        return jnp.min(jnp.where(self.in_copy, self.copying, NEVER_US))
-
-    def leaving_blocks(self) -> Int[Array, ""]:
-        """Blocks that will be free when the copies out of HBM have ended."""
-        return jnp.sum(jnp.where(self.in_copy & (self.loading == 0), self.high - self.low, 0))
-
-    def is_loading(self, rows: Int[Array, " s"]) -> Bool[Array, " s"]:
-        """Whether the context of each of these turns is on its way into HBM."""
-        return jnp.any((self.next[None, :] == rows[:, None]) & (self.in_copy & (self.loading > 0))[None, :], axis=1)
+    # -- copies under way: also sim/kv/copying.py ----------------------------------------------------------------------
 
     def own_run(self, slot: Int[Array, ""]) -> tuple[Array, Array, Array]:
         """Chain, first block and end of what `release` of a slot would let go of the own chain."""
