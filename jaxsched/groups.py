@@ -182,13 +182,11 @@ def _joined(parts: list[Trajectory], num: int) -> Trajectory:
     """Trajectories of all groups; those of shorter runs stand still at their ends."""
     longest = max(part.t_s.shape[1] for part in parts)
 
-    def pad(values: np.ndarray | None) -> np.ndarray | None:
-        if values is None:
-            return None
+    def pad(values: np.ndarray) -> np.ndarray:
         return np.concatenate([values, np.repeat(values[:, -1:], longest - values.shape[1], axis=1)], axis=1)
 
-    fields = [field.name for field in dataclasses.fields(Trajectory)]
-    padded = {name: [pad(getattr(part, name)) for part in parts] for name in fields}
-    return Trajectory(
-        **{name: None if values[0] is None else np.concatenate(values)[:num] for name, values in padded.items()}
-    )
+    def join(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else np.concatenate([pad(values) for values in found])[:num]
+
+    return Trajectory(**{field.name: join(field.name) for field in dataclasses.fields(Trajectory)})

@@ -72,7 +72,8 @@ class Trajectory:
 
     def part(self, lanes: slice) -> Trajectory:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Trajectory(**{name: None if value is None else value[lanes] for name, value in values.items()})
+        part: dict[str, Any] = {name: None if value is None else value[lanes] for name, value in values.items()}
+        return Trajectory(**part)
 
     def at(self, values: np.ndarray, lane: int, t_s: float) -> float:
         """A counter at a time, linear between snapshots (from 0 at the start)."""

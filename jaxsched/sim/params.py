@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxsched.sim.fair import TenantParams
 from jaxsched.sim.tiers import TierParams
 from jaxsched.timing.step_time import StepTimeParams
 
@@ -58,5 +59,5 @@ class SimParams(struct.PyTreeNode):
     measure_to: Int[Array, ""]
     horizon_epoch: Int[Array, ""]  # no event after this time is taken
     horizon_us: Int[Array, ""]
-    tenants: TenantParams | None = None  # weights by class; None: neither the order nor the metrics ask
+    tenants: Any = None  # `TenantParams`: weights by class; None: neither the order nor the metrics ask
     tiers: TierParams | None = None  # None: nothing below HBM

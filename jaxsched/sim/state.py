@@ -19,7 +19,7 @@ from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.fair import FairState, init_fair
 from jaxsched.sim.kv import init_cache
-from jaxsched.sim.ledger import LedgerState, init_ledger
+from jaxsched.sim.ledger import init_ledger
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.routing import init_routing
 from jaxsched.sim.service import init_service
@@ -268,8 +268,8 @@ class State(struct.PyTreeNode):
     lengths: Any = None  # output lengths seen, a window per instance (sim/admit.py); None = admission does not ask
     late: Any = None  # [m, s] 1: a gap between its tokens was beyond its class's limit; None = no class has one
     service: Any = None  # attained service (sim/service.py); None = the order does not ask
-    fair: FairState | None = None  # accounts of the tenants (sim/fair.py); None = the order does not ask
-    ledger: LedgerState | None = None  # service of the tenants, measured (sim/ledger.py); None = not asked for
+    fair: Any = None  # `FairState`: accounts of the tenants (sim/fair.py); None = the order does not ask
+    ledger: Any = None  # `LedgerState`: service of the tenants, measured (sim/ledger.py); None = not asked for
     tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
 
