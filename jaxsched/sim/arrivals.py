@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import jax
 import jax.numpy as jnp
 
@@ -168,7 +169,7 @@ def take_arrival(
         row = earliest(due, paused.request)  # ties in request order
         entry = first_slot(due & (paused.request == row))
         request = jnp.where(is_return, jnp.minimum(row, requests.num_rows - 1), request)
-        pick = lambda field: value_at(field, entry)
+        pick = functools.partial(value_at, index=entry)
         program = (
             jnp.where(is_return, pick(paused.program_epoch), stamp[0]),
             jnp.where(is_return, pick(paused.program_us), stamp[1]),

@@ -226,9 +226,9 @@ def _apply(preset: Preset, overrides: Mapping[str, Any]) -> Spec:
         _check_option(preset, name, value)
     changes = dict(overrides)
     spec = preset.spec
-    if "drift_sigma" in changes and not isinstance(spec, RenewalSpec):
+    if "drift_sigma" in changes and not isinstance(spec, RenewalSpec | TenantMix):
         spec = dataclasses.replace(spec, arrivals=spec.arrivals.with_drift(float(changes.pop("drift_sigma"))))
-    if "arrival_cv" in changes and not isinstance(spec, RenewalSpec):
+    if "arrival_cv" in changes and not isinstance(spec, RenewalSpec | TenantMix):
         spec = dataclasses.replace(spec, arrivals=_renewal(preset, changes.pop("arrival_cv")))
     return dataclasses.replace(spec, **changes)
 
