@@ -94,7 +94,7 @@ def row(options: argparse.Namespace, name: str, lanes: int, burst: int, items: i
     )
     sizes = bytes_of(state.lanes) // lanes, bytes_of(obs) // lanes
     begin = time.perf_counter()
-    xla = {} if options.slow_compiler else compiler_options(native_loop=True)
+    xla = {} if options.slow_compiler else compiler_options()
     run = jax.jit(call, donate_argnums=2).lower(jax.random.key(0), obs, state, params).compile(compiler_options=xla)
     compiled = time.perf_counter() - begin
     times, simulated = [], 0.0

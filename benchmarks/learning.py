@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         lanes, reward = jax.lax.scan(step, state.lanes, None, static.num_steps)
         return state.replace(lanes=lanes), {"reward": jnp.sum(reward)}
 
-    options_of_xla = compiler_options(True) if options.native else None
+    options_of_xla = compiler_options() if options.native else None
     whole = ppo.ppo(env, policy, {}, static, hyper, {})
     if axis is not None:
         whole = over_devices(whole, options.devices)

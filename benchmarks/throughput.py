@@ -118,11 +118,9 @@ def _timed(options, scenario, static, lanes, devices: int):
     from jaxsched import simulation as r
     from jaxsched.sim.clock import split_us
     from jaxsched.sim.state import Count, Flag
-    from jaxsched.xla import loop_is_native
 
     num_lanes, instances = len(lanes.first_program), scenario.num_instances
-    native = loop_is_native(static, -(-num_lanes // devices))  # as in a run of any length
-    start, chunk = r.programs(static, lanes, devices, native)
+    start, chunk = r.programs(static, lanes, devices)
     params, requests = lanes.params, lanes.requests
     if devices > 1:
         params = r._place(params, lanes.param_axes, devices)

@@ -31,7 +31,7 @@ from jaxsched.sim.static import SimStatic
 from jaxsched.slots import first_slots
 from jaxsched.tiering import ClusterTiers, tier_params
 from jaxsched.workloads import Preset, Workload
-from jaxsched.xla import compiler_options, loop_is_native
+from jaxsched.xla import compiler_options
 
 #: Micro-steps between two snapshots, and snapshots per call of the compiled program.
 SNAPSHOT_STRIDE = 64
@@ -186,7 +186,7 @@ def with_first_slots(static: SimStatic, scenario: Scenario, requests: Requests, 
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_devices: int, native_loop: bool):
+def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_devices: int):
     """Compiled start and chunk programs. Axes come as (treedef, leaves) so that they can be cached on."""
     params_in = jax.tree.unflatten(*param_axes)
     requests_in = jax.tree.unflatten(*request_axes)
@@ -214,18 +214,12 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
         sharded = functools.partial(jax.shard_map, mesh=mesh, out_specs=lanes, check_vma=False)
         start = sharded(start, in_specs=(spec(params_in), spec(requests_in), lanes, lanes, lanes))
         chunk = sharded(chunk, in_specs=(spec(params_in), spec(requests_in), lanes))
-    return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options(native_loop))
+    return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options())
 
 
-def programs(static: SimStatic, lanes: Lanes, num_devices: int, native_loop: bool | None = None):
-    """Compiled start and chunk programs of lanes that divide over the devices.
-
-    `native_loop`: how XLA compiles the loop on a CPU (`xla.loop_is_native`); None: as is faster.
-    """
-    if native_loop is None:
-        num_lanes = len(lanes.first_program)
-        native_loop = loop_is_native(static, num_lanes // num_devices)
-    return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices, native_loop)
+def programs(static: SimStatic, lanes: Lanes, num_devices: int):
+    """Compiled start and chunk programs of lanes that divide over the devices."""
+    return _programs(static, _freeze(lanes.param_axes), _freeze(lanes.request_axes), num_devices)
 
 
 def _shifted(static: SimStatic, state: State, us) -> State:

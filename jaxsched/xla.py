@@ -8,13 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jaxsched.sim.static import SimStatic
-
-#: Lanes per device up to which every machine's loop is one native function (`loop_is_native`).
-NATIVE_LOOP_LANES = 16
 #: Environment variable: "quick" compiles every machine in a hurry (`quick_compiler_options`). Tests set it.
 COMPILE_VARIABLE = "JAXSCHED_COMPILE"
 
@@ -36,24 +30,14 @@ def ask_for_native_loops(environ: MutableMapping[str, str]) -> None:
     environ["XLA_FLAGS"] = f"{flags} --xla_backend_extra_options={_LOOP_OPTION}={_ANY_LOOP}".strip()
 
 
-def loop_is_native(static: SimStatic, lanes_per_device: int) -> bool:
-    """Whether the machine's loop had better be one native function on a CPU (measured: docs/decisions/0002).
-
-    With many lanes a kernel's call hardly counts, and V1 with runs is vectorised better kernel by kernel, unless there
-    are sessions. Compiling takes the same time either way.
-    """
-    faster = lanes_per_device <= NATIVE_LOOP_LANES or static.scheduler.family != "v1" or static.run_steps == 1
-    return faster or static.num_paused > 0
-
-
-def compiler_options(native_loop: bool) -> dict[str, str | bool | int]:
+def compiler_options() -> dict[str, str | bool | int]:
     """XLA options of the machine's programs: optimised, unless the environment says "quick" (`COMPILE_VARIABLE`)."""
     hurry = os.environ.get(COMPILE_VARIABLE) == "quick"
-    return quick_compiler_options() if hurry else optimised_compiler_options(native_loop)
+    return quick_compiler_options() if hurry else optimised_compiler_options()
 
 
-def optimised_compiler_options(native_loop: bool) -> dict[str, str | bool | int]:
-    """XLA options for a fast machine, with its loop as one native function if asked for and possible.
+def optimised_compiler_options() -> dict[str, str | bool | int]:
+    """XLA options for a fast machine, with its loop as one native function where that is possible.
 
     XLA:CPU splits every reduction of more than 32 elements in two kernels for the sake of float accuracy; ours are
     integers. Without that pass a micro-step takes 22-28 % less time.
@@ -63,8 +47,7 @@ def optimised_compiler_options(native_loop: bool) -> dict[str, str | bool | int]
     if jax.default_backend() != "cpu":
         return {}
     # The level is said, or XLA_FLAGS would choose it.
-    options: dict[str, str | bool | int] = {"xla_backend_optimization_level": 3, **_NO_TREES}
-    return options | (_native_loop_options() if native_loop else {})
+    return {"xla_backend_optimization_level": 3, **_NO_TREES, **_native_loop_options()}
 
 
 def quick_compiler_options() -> dict[str, str | bool | int]:

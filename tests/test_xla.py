@@ -36,14 +36,12 @@ RUN = """
 import sys
 import numpy as np
 import jaxsched as js
-from jaxsched import simulation
 from jaxsched.xla import compiler_options
 
-simulation.loop_is_native = lambda *_: True  # whatever the machine
 scenario = js.load("configs/scenarios/chat.yaml", {"workload.num_requests": 60, "cluster.num_instances": 2})
 policy = js.policies.get("sarathi", max_num_seqs=32)
 result = js.rollout(scenario, policy, seeds=2, num_devices=1)
-np.savez(sys.argv[1], histograms=result.histograms, native="xla_cpu_use_fusion_emitters" in compiler_options(True),
+np.savez(sys.argv[1], histograms=result.histograms, native="xla_cpu_use_fusion_emitters" in compiler_options(),
          **{name: np.asarray(values) for name, values in result.metrics.items()})
 """
 KERNELS = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1"

@@ -139,7 +139,7 @@ def compiled_update(algorithm: Algorithm, native_loops: bool) -> Any:
     in_a_hurry = quick_compiler_options() if os.environ.get(COMPILE_VARIABLE) == "quick" else None
     if not native_loops or algorithm.act is None or algorithm.learn is None:
         return jax.jit(algorithm.update, donate_argnums=0, compiler_options=in_a_hurry)
-    act = jax.jit(algorithm.act, donate_argnums=0, compiler_options=compiler_options(True))
+    act = jax.jit(algorithm.act, donate_argnums=0, compiler_options=compiler_options())
     learn = jax.jit(algorithm.learn, donate_argnums=0, compiler_options=in_a_hurry)
 
     def update(state: Any, hyper: Any) -> tuple[Any, dict[str, Any]]:

@@ -74,7 +74,7 @@ class GymnasiumVector(Base):  # type: ignore[valid-type, misc]
             kept = {name: info[name] for name in ("dt_s", "costs", "decision_valid")}
             return flat(obs), state, reward, terminated, truncated, kept, flat(info["final_observation"])
 
-        options = compiler_options(native_loop=num_envs <= 16)
+        options = compiler_options()
         self._reset = jax.jit(reset, compiler_options=options)
         self._step = jax.jit(step, donate_argnums=1, compiler_options=options)
 

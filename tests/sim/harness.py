@@ -19,7 +19,7 @@ from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Foresight, Requests
 from jaxsched.sim.state import Fate, State
 from jaxsched.sim.static import SimStatic
-from jaxsched.xla import loop_is_native, optimised_compiler_options, quick_compiler_options
+from jaxsched.xla import optimised_compiler_options, quick_compiler_options
 from tests.oracle.data import Record, Workload
 
 CHUNK = 64  # micro-steps between epoch rebases
@@ -130,12 +130,12 @@ def _compiled_for_its_length(function: Callable) -> Callable:
     """`function` (static, params, requests) jitted: in a hurry for small batches, optimised for large ones."""
     jitted = functools.partial(jax.jit, function, static_argnums=0)
     quick = jitted(compiler_options=quick_compiler_options())
-    optimised = {native: jitted(compiler_options=optimised_compiler_options(native)) for native in (False, True)}
+    optimised = jitted(compiler_options=optimised_compiler_options())
 
     @functools.wraps(function)
     def run(static: SimStatic, params: SimParams, requests: Requests):
         lanes, rows = requests.prompt_tokens.shape
-        compiled = quick if lanes * rows < LONG_RUN else optimised[loop_is_native(static, lanes)]
+        compiled = quick if lanes * rows < LONG_RUN else optimised
         return compiled(static, params, requests)
 
     return run
