@@ -75,9 +75,11 @@ def _rollout(scenario, policy, seeds, rate, record, progress) -> RolloutResult:
     while True:
         env, params = _environment(scenario, policy, seeds, runs)
         env = dataclasses.replace(
-            env, static=dataclasses.replace(env.static, record=record), warmup_fraction=scenario.warmup_fraction,
+            env,
+            static=dataclasses.replace(env.static, record=record, histograms=True),
+            warmup_fraction=scenario.warmup_fraction,
             cooldown_fraction=scenario.cooldown_fraction,
-        )  # fmt: skip
+        )
         state, trajectory = _run(env, params, export, len(seeds), progress)
         flags = np.bitwise_or.reduce(np.asarray(state.flags))
         if not flags & Flag.CACHE_ENTRIES or runs >= MOST_RUNS:
