@@ -63,13 +63,16 @@ class RunTableState(struct.PyTreeNode):
 def init_run_table(static: SimStatic, params: SimParams) -> RunTableState:
     """An empty cache."""
     m = static.num_instances
-    fields = NUM_FIELDS + NUM_TIER_FIELDS * static.tiered + NUM_RANK_FIELDS * static.ranks
-    runs = jnp.zeros((m, fields, static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED)
+    runs = jnp.zeros((m, _num_fields(static), static.cache_entries), jnp.int32).at[:, CHAIN].set(UNUSED)
     return RunTableState(
         runs=runs.at[:, COPYING].set(NO_COPY) if static.tiered else runs,
         slots=jnp.zeros((m, 4, static.num_slots), jnp.int32).at[:, OWN].set(UNUSED),
         scalars=jnp.zeros((m, 4), jnp.int32).at[:, UNHASHED].set(params.usable_blocks),
     )
+
+
+def _num_fields(static: SimStatic) -> int:
+    return NUM_FIELDS + NUM_TIER_FIELDS * static.tiered + NUM_RANK_FIELDS * static.ranks
 
 
 class RunTable(RunsInCopy):
@@ -97,7 +100,7 @@ class RunTable(RunsInCopy):
     def seen(cls, static: SimStatic, requests: Requests, chain: Array, high: Array, slots: Array) -> RunTable:
         """A table to ask what is findable, and nothing else (sim/kv/seen.py)."""
         zero: Array = jnp.int32(0)
-        runs = [chain, jnp.zeros_like(high), high] + [jnp.zeros_like(high)] * (NUM_FIELDS - 3)
+        runs = [chain, jnp.zeros_like(high), high] + [jnp.zeros_like(high)] * (_num_fields(static) - 3)
         return cls(static, requests, zero, runs, slots, jnp.zeros(4, jnp.int32))
 
     def store(self, kv: RunTableState) -> RunTableState:
