@@ -89,12 +89,8 @@ CONTENDED = Workload.simple(
 @pytest.mark.newest
 def test_eleven_schedulers_serve_one_workload_in_eleven_ways_each_like_the_reference() -> None:
     lives = {}
-    by_program = ("arrival", "pfcfs", "continuum", "plas", "atlas")  # as FCFS where programs have one short turn
-    drawn = ("fastswitch", "srpt_program")  # priorities are draws; what is foreseen is drawn too
-    by_date = ("edd", "edf", "mdd", "slack", "atc")  # no class has limits here
-    others = (*by_program, *drawn, *by_date)
-    engines = {name: engine for name, engine in ENGINES.items() if engine[1] not in others}
-    assert len(engines) == 11
+    names = "vllm vllm-async vllm-priority vllm-v0 sarathi orca static sjf srpt mlfq ewsjf".split()
+    engines = {name: ENGINES[name] for name in names}
     for name, (kind, order, asynchronous) in engines.items():
         config = EngineConfig(
             usable_blocks=13, kind=kind, order=order, asynchronous=asynchronous, token_budget=24, max_num_seqs=5,
