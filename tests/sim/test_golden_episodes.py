@@ -89,7 +89,19 @@ CONTENDED = Workload.simple(
 @pytest.mark.newest
 def test_eleven_schedulers_serve_one_workload_in_eleven_ways_each_like_the_reference() -> None:
     lives = {}
-    names = "vllm vllm-async vllm-priority vllm-v0 sarathi orca static sjf srpt mlfq ewsjf".split()
+    names = [
+        "vllm",
+        "vllm-async",
+        "vllm-priority",
+        "vllm-v0",
+        "sarathi",
+        "orca",
+        "static",
+        "sjf",
+        "srpt",
+        "mlfq",
+        "ewsjf",
+    ]
     engines = {name: ENGINES[name] for name in names}
     for name, (kind, order, asynchronous) in engines.items():
         config = EngineConfig(
