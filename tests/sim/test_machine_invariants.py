@@ -83,7 +83,10 @@ DAMAGES = {
         Violation.WAKE,
     ),
     "blocks of waiting prompts off by one": (add_to("waiting_blocks", 1), Violation.LOAD),
-    "one admission number twice": (set_running("order", lambda s, m, i: of(s, m, "order").max()), Violation.ORDER),
+    "one admission number twice": (
+        set_running("order", lambda s, m, i: np.delete(of(s, m, "order"), i).max()),
+        Violation.ORDER,
+    ),
     "an admission number of the future": (set_running("order", lambda s, m, i: 10**6), Violation.ORDER),
     "a running request set waiting": (set_running("order", lambda s, m, i: WAITING), Violation.COUNTERS),
 }
