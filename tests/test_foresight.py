@@ -97,7 +97,7 @@ def test_continuum_learns_eta_from_the_programs_that_are_done() -> None:
 
 def test_bounds_say_that_they_are_bounds_and_policies_are_not_given_what_they_know() -> None:
     bounds = {name for name, scheduler in js.policies.SCHEDULERS.items() if scheduler.is_bound}
-    assert bounds == {"sjf-oracle", "srpt-oracle", "clair_ttl", "srpt_program"}
+    assert bounds == {"sjf-oracle", "srpt-oracle", "clair_ttl", "srpt_program", "vtc-oracle"}
     assert (
         js.policies.get("vllm+belady").scheduler.is_bound and js.policies.get("vllm+clair+prefetch").scheduler.is_bound
     )

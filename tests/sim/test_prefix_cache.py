@@ -116,6 +116,7 @@ def test_a_table_of_runs_that_is_too_small_grows_until_the_result_is_that_of_a_l
     results = []
     for first in (2, 512):
         monkeypatch.setattr(caching, "FIRST_RUNS", first)
+        monkeypatch.setattr(caching, "FEWEST_RUNS", first)
         sizes = []
         once = simulation._run_once
         monkeypatch.setattr(
