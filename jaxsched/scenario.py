@@ -219,14 +219,14 @@ def _numbers(config: ScenarioConfig, field: str, params: Mapping[str, Any]) -> d
 
 def _check_policy_names(config: ScenarioConfig) -> None:
     from jaxsched.config import check_name
-    from jaxsched.policies import EARLY_REJECT, GATE, OFFLOADS, PEAK, RETENTIONS, ROUTERS, SCHEDULERS
+    from jaxsched.policies import PARTS, ROUTERS, SCHEDULERS
     from jaxsched.policies.learned import is_path
 
     scheduler, *parts = config.policy.scheduler.split("+")
     if not is_path(scheduler):
         check_name(config, "policy.scheduler", scheduler, list(SCHEDULERS), "scheduler")
     for part in parts:
-        check_name(config, "policy.scheduler", part, [*RETENTIONS, *OFFLOADS, GATE, PEAK, EARLY_REJECT], "part")
+        check_name(config, "policy.scheduler", part, list(PARTS), "part")
     check_name(config, "policy.router", config.policy.router, list(ROUTERS), "router")
 
 

@@ -20,8 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
-from jaxsched.metrics.histogram import NUM_BINS
-from jaxsched.metrics.result import mean_us
+from jaxsched.metrics.histogram import NUM_BINS, mean_us
 from jaxsched.policies.base import Policy
 from jaxsched.policies.learned import FAIR_KIND, KIND, learned, num_weights
 from jaxsched.scenario import Scenario

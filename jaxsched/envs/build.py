@@ -18,9 +18,11 @@ from jaxsched.envs.pool import Ranges, make_pool
 from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy, Router
 from jaxsched.policies.program_fcfs import arrival_order
-from jaxsched.scenario import Scenario, load
+from jaxsched.scenario import Scenario, SloClass, load
 from jaxsched.sim.static import SimStatic
 from jaxsched.simulation import params_of, static_of
+from jaxsched.timing import describe
+from jaxsched.workloads import Preset
 
 E = TypeVar("E", bound=ClusterEnv)
 
@@ -31,6 +33,25 @@ _CHOSEN_ROUTER = Router(
     "chosen", chosen_route, "the instance that was chosen", "", reads_blocks=True, reads_cache="cache",
     params={"chosen_instance": 0.0},
 )  # fmt: skip
+
+
+def llama_on_a100(
+    name: str, workload: Preset, num_programs: int, rate_per_s: float, *, num_instances: int = 1,
+    ttft_us: int = 1_000_000, **others: Any,
+) -> Scenario:  # fmt: skip
+    """A default scenario: Llama-3-8B on A100s, interactive limits (`ttft_us`, 50 ms per token)."""
+    return Scenario(
+        name=name,
+        workload=workload,
+        num_programs=num_programs,
+        rate_per_s=rate_per_s,
+        num_instances=num_instances,
+        usable_blocks=28_182,
+        timing=describe("llama-3-8b", "a100").params,
+        max_model_len=8_192,
+        slo=(SloClass("interactive", ttft_us=ttft_us, tpot_us=50_000),),
+        **others,
+    )
 
 
 def build(

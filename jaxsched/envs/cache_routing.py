@@ -10,17 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxsched.envs.base import Observation
-from jaxsched.envs.build import SEEDS, build, scenario_of
+from jaxsched.envs.build import SEEDS, build, llama_on_a100, scenario_of
 from jaxsched.envs.cluster import ClusterEnv, ClusterParams, ClusterState
 from jaxsched.envs.features import counts
 from jaxsched.envs.pool import Ranges
-from jaxsched.scenario import Scenario, SloClass
+from jaxsched.scenario import Scenario
 from jaxsched.sim.arrivals import live_caches, live_view, next_input_time
 from jaxsched.sim.clock import NEVER_US, relative_us
 from jaxsched.sim.kv.seen import matched_blocks
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import State
-from jaxsched.timing import describe
 from jaxsched.workloads import get_preset
 
 HEADS = ("route",)
@@ -111,17 +110,7 @@ def _next_request(env: ClusterEnv, requests: Requests, machine: State) -> tuple[
 
 def default_scenario() -> Scenario:
     """Tenants behind long system prompts, on four instances."""
-    return Scenario(
-        name="shared_prompts",
-        workload=get_preset("shared_prompts"),
-        num_programs=400,
-        rate_per_s=16.0,
-        num_instances=4,
-        usable_blocks=28_182,
-        timing=describe("llama-3-8b", "a100").params,
-        max_model_len=8_192,
-        slo=(SloClass("interactive", ttft_us=1_000_000, tpot_us=50_000),),
-    )
+    return llama_on_a100("shared_prompts", get_preset("shared_prompts"), 400, 16.0, num_instances=4)
 
 
 def make_cache_routing(

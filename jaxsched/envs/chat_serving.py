@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
-from jaxsched.envs.build import SEEDS, build, scenario_of
+from jaxsched.envs.build import SEEDS, build, llama_on_a100, scenario_of
 from jaxsched.envs.cluster import ClusterEnv, ClusterParams
 from jaxsched.envs.pool import Ranges
-from jaxsched.scenario import Scenario, SloClass
-from jaxsched.timing import describe
+from jaxsched.scenario import Scenario
 from jaxsched.workloads import get_preset
 
 HEADS = ("order", "batch")
@@ -44,17 +43,7 @@ class ChatServing(ClusterEnv):
 
 def default_scenario() -> Scenario:
     """Chat on one A100."""
-    return Scenario(
-        name="chat_one_instance",
-        workload=get_preset("chat_smooth"),
-        num_programs=600,
-        rate_per_s=6.7,
-        num_instances=1,
-        usable_blocks=28_182,
-        timing=describe("llama-3-8b", "a100").params,
-        max_model_len=8_192,
-        slo=(SloClass("interactive", ttft_us=1_000_000, tpot_us=50_000),),
-    )
+    return llama_on_a100("chat_one_instance", get_preset("chat_smooth"), 600, 6.7)
 
 
 def make_chat_serving(

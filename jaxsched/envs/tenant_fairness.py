@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
-from jaxsched.envs.build import SEEDS, build, scenario_of
+from jaxsched.envs.build import SEEDS, build, llama_on_a100, scenario_of
 from jaxsched.envs.cluster import ClusterEnv, ClusterParams
 from jaxsched.envs.pool import Ranges
-from jaxsched.scenario import Scenario, SloClass, Tenant
-from jaxsched.timing import describe
+from jaxsched.scenario import Scenario, Tenant
 from jaxsched.workloads import get_preset
 from jaxsched.workloads.presets import Preset
 from jaxsched.workloads.tenants import TenantMix, TenantPart
@@ -55,18 +54,9 @@ def default_scenario() -> Scenario:
     mix = TenantMix(
         tuple(TenantPart(name, get_preset(preset).spec, *rest) for name, preset, *rest in parts)  # type: ignore[arg-type]
     )
-    return Scenario(
-        name="tenants",
-        workload=Preset("tenants", "three tenants and a flood", "configuration", mix, mix.rate_per_s),
-        num_programs=300,
-        rate_per_s=mix.rate_per_s,
-        num_instances=1,
-        usable_blocks=28_182,
-        timing=describe("llama-3-8b", "a100").params,
-        max_model_len=8_192,
-        slo=(SloClass("interactive", ttft_us=2_000_000, tpot_us=50_000),),
-        tenants=tuple(Tenant(name) for name, *_ in parts),
-    )
+    workload = Preset("tenants", "three tenants and a flood", "configuration", mix, mix.rate_per_s)
+    tenants = tuple(Tenant(name) for name, *_ in parts)
+    return llama_on_a100("tenants", workload, 300, mix.rate_per_s, ttft_us=2_000_000, tenants=tenants)
 
 
 def make_tenant_fairness(

@@ -60,3 +60,12 @@ def quantile_us(counts: np.ndarray, q: float) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         value = lower[index] + (upper[index] - lower[index]) * np.clip((target - below) / inside, 0.0, 1.0)
     return np.where(total > 0, value, np.nan)
+
+
+def mean_us(counts: np.ndarray) -> np.ndarray:
+    """Mean of histograms ``[n, bins]``, every value at the middle of its bin; NaN when empty."""
+    upper = upper_edges_us()
+    middle = (upper + np.concatenate([[0.0], upper[:-1]])) / 2
+    total = counts.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, counts @ middle / total, np.nan)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxsched.metrics.histogram import NUM_BINS, quantile_us, upper_edges_us
+from jaxsched.metrics.histogram import NUM_BINS, mean_us, quantile_us, upper_edges_us
 from jaxsched.metrics.programs import program_metrics
 from jaxsched.metrics.tenants import tenant_metrics, tenant_slowdowns
 from jaxsched.sim.clock import join_us
@@ -302,15 +302,6 @@ def _throughput(trajectory: Trajectory, spans: np.ndarray, warmup: float) -> np.
         for i in range(len(spans))
     ]
     return np.asarray(rates)
-
-
-def mean_us(counts: np.ndarray) -> np.ndarray:
-    """Mean of histograms ``[n, bins]``, every value at the middle of its bin; NaN when empty."""
-    upper = upper_edges_us()
-    middle = (upper + np.concatenate([[0.0], upper[:-1]])) / 2
-    total = counts.sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total > 0, counts @ middle / total, np.nan)
 
 
 class Summary:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxsched.metrics.histogram import quantile_us, upper_edges_us
+from jaxsched.metrics.histogram import mean_us, quantile_us
 from jaxsched.metrics.programs import finished_programs
 from jaxsched.sim.fair import UNIT
 from jaxsched.sim.ledger import GAP, INPUT_PRICE, OUTPUT_PRICE, LedgerState
@@ -54,7 +54,7 @@ def tenant_metrics(
         found[f"tenant_{tenant.name}_service_per_s"] = served[:, u] / np.maximum(spans_s, 1e-9)
         for kind, name in ((Hist.TTFT, "ttft"), (Hist.E2E, "e2e")):
             counts = histograms[:, u, kind]
-            found[f"tenant_{tenant.name}_{name}_mean_s"] = _mean_us(counts) * 1e-6
+            found[f"tenant_{tenant.name}_{name}_mean_s"] = mean_us(counts) * 1e-6
             found[f"tenant_{tenant.name}_{name}_p99_s"] = quantile_us(counts, 0.99) * 1e-6
     return found
 
@@ -106,10 +106,3 @@ def _demand(requests: Any, lane: int, first: int, stop: int, num: int, prices: n
         row = following[row]
         row = row[row >= 0]
     return found
-
-
-def _mean_us(counts: np.ndarray) -> np.ndarray:
-    upper = upper_edges_us()
-    middle = (upper + np.concatenate([[0.0], upper[:-1]])) / 2
-    total = counts.sum(-1)
-    return np.where(total > 0, counts @ middle / np.maximum(total, 1), np.nan)

@@ -65,6 +65,8 @@ RETENTIONS: dict[str, Retention] = {
 GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
 OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
+#: Names that may follow a scheduler's, besides a router's.
+PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS)
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -105,12 +107,8 @@ def compose(scheduler: str, router: str = DEFAULT_ROUTER, *, name: str | None = 
         return _with_network(export, name or scheduler, parts, router, params)
     chosen = from_export(first) if is_path(first) else _lookup(SCHEDULERS, first, "policy")
     for part in parts:
-        if part not in (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS):
-            _lookup(
-                {**RETENTIONS, GATE: None, PEAK: None, EARLY_REJECT: None, **OFFLOADS, **ROUTERS},
-                part,
-                "part of a policy",
-            )
+        if part not in PARTS:
+            _lookup(dict.fromkeys((*PARTS, *ROUTERS)), part, "part of a policy")
         chosen = _with_part(chosen, part)
     chosen = _that_learns(chosen)
     policy = Policy(name or f"{scheduler}+{router}", chosen, _lookup(ROUTERS, router, "router"))

@@ -161,9 +161,9 @@ class RunTable(RunsInCopy):
         pinned = (self.chain != UNUSED) & (self.next >= 0) & (due | (waits & (self.pinned > 0)))
         if self._static.pins_prefixes:
             stands = self._stands_on(pinned)
-            earliest = jnp.min(jnp.where(stands, self.program[None, :], MOST_PROGRAMS), axis=1)
-            self.program = jnp.where(active & (earliest < MOST_PROGRAMS), earliest, self.program)
-            pinned |= earliest < MOST_PROGRAMS
+            owner = jnp.min(jnp.where(stands, self.program[None, :], MOST_PROGRAMS), axis=1)
+            self.program = jnp.where(active & (owner < MOST_PROGRAMS), owner, self.program)
+            pinned |= owner < MOST_PROGRAMS
         self.pinned = jnp.where(active, pinned.astype(jnp.int32), self.pinned)
 
     def _stands_on(self, contexts: Bool[Array, " r"]) -> Bool[Array, "r r"]:
