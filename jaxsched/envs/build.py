@@ -208,7 +208,7 @@ def _sized(static: SimStatic, scenario: Scenario, cache_runs: int) -> SimStatic:
     """Tables no longer than an episode needs: a step copies what it may replace by a new episode."""
     capacity = 1 << int(np.ceil(np.log2(static.num_slots + scenario.num_programs + 1)))
     # (A burst is a number of micro-steps: what they take in is part of what a decision is.)
-    static = dataclasses.replace(static, queue_capacity=capacity, event_after_return=False, histograms=False)
+    static = dataclasses.replace(static, queue_capacity=capacity, dense=False, histograms=False)
     if static.prefix_cache == "runs":
         static = dataclasses.replace(static, cache_entries=cache_runs)
     return static

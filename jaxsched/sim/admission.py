@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -17,6 +19,13 @@ from jaxsched.sim.retain import FOREVER_US
 from jaxsched.sim.running import preempt
 from jaxsched.sim.state import DEAD, EMPTY, WAITING, Col, Count, Fate, Flag, Hist
 from jaxsched.sim.views import QueueView
+
+
+class KeptOut(NamedTuple):
+    """Whether candidates remain, and nothing but a finish can let one in."""
+
+    now: Bool[Array, ""]  # ... if the steps that follow are like this one
+    later: Bool[Array, ""]  # ... also if this step computes prompts, and those that follow do not
 
 
 def fifo_entry(event: Event) -> Int[Array, " w"]:
@@ -164,13 +173,13 @@ def _head_lets_in(event: Event, head: AdmitHead, row, known, prompt, cached: Hit
 
 def admission_step(
     event: Event, active: Bool[Array, ""], may_displace: Bool[Array, ""]
-) -> tuple[Bool[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
+) -> tuple[Bool[Array, ""], Bool[Array, ""], KeptOut]:
     """Try the next waiting request. Preemptive orders first displace (if `may_displace`), then admit.
 
     Returns:
         again: another candidate may be tried in the next micro-step.
         displaced: in that micro-step, displacing goes on.
-        blocked: candidates remain, and nothing but a finish can let them in.
+        kept_out: whether those who remain can only be let in by a finish.
     """
     static, slots, inst, sched = event.static, event.slots, event.inst, event.params.scheduler
     family, order = static.scheduler.family, static.scheduler.order
@@ -271,10 +280,11 @@ def admission_step(
     else:
         blocks = reserved = ceil_blocks(static, sched.max_model_len)
         memory = blocks <= inst.free
-    stays_out = ~(memory & fits)
+    stays_out, no_memory = ~(memory & fits), ~memory
     if (head := static.scheduler.admit) is not None:
         memory &= _head_lets_in(event, head, column[Col.REQUEST], known, prompt, cached) | (inst.running == 0)
-        stays_out = ~(memory & fits) if head.stays_out else stays_out
+        if head.stays_out:
+            stays_out, no_memory = ~(memory & fits), ~memory
     if fcfs:  # in a row shorter than full; whatever else keeps a request out does so in full rows too
         short = active & may & ~dead & ~gives_up & fits & memory & ~room_for_slot
         event.state = state.replace(flags=state.flags | jnp.where(short, int(Flag.SLOTS_SHORT), 0))
@@ -309,20 +319,22 @@ def admission_step(
     seats = inst.running >= sched.max_num_seqs
     if family == "static":
         seats |= state.was_idle == 0
-    blocked = seats | ~room_for_slot
+    blocked = blocked_later = seats | ~room_for_slot
     if static.prefix_cache != "blocks":
         # (In a block table a running request's outputs may be the candidate's prompt: its hits can grow during a run.)
-        waits = may & ~gives_up & stays_out
+        waits = may & ~gives_up
         if static.gated:  # the gate may close before a new program, and so let another one be the candidate
             waits &= ~jnp.any(enters & (event.index == slot))
-        blocked |= waits
+        blocked |= waits & stays_out
+        blocked_later |= waits & no_memory  # (A step without prompts leaves more of the budget.)
         if static.tiered:  # what is on its way in comes at the end of a copy, which ends a run of steps
             blocked |= ~jnp.any(unloaded)
+            blocked_later |= ~jnp.any(unloaded)
     if order is not None and not static.scheduler.static_keys:
-        blocked = seats  # who comes next may change, but nobody can come
+        blocked = blocked_later = seats  # who comes next may change, but nobody can come
     displacing = displaced | dropped_early
     # (A load is booked at the end of the micro-step: the step that waits for it is formed in a later one.)
-    return (progress & more) | books_load | displacing, displacing, blocked
+    return (progress & more) | books_load | displacing, displacing, KeptOut(blocked, blocked_later)
 
 
 def _admit(

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxsched.metrics.histogram import bin_end_us, bin_of
 from jaxsched.sim import offload
+from jaxsched.sim.admission import KeptOut
 from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import Event, count, set_where, slot_with
 from jaxsched.sim.leave import RUN_BINS, add_area
@@ -15,11 +16,12 @@ from jaxsched.sim.state import Col, Count, Flag, Hist
 from jaxsched.timing.step_time import constant_us, context_us
 
 
-def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) -> Bool[Array, ""]:
+def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool[Array, ""]:
     """Form the step from the scheduled tokens. Returns whether anything was scheduled.
 
-    A pure decode step becomes a run of as many equal steps as cannot differ: up to the first finish, while every block
-    that the run can need is free, and only if no waiting request could be admitted before a finish.
+    A step after which all running requests decode (a pure decode step, or one that finishes prompts) becomes a run with
+    as many of the decode steps behind it as cannot differ: up to the first finish, while every block that the run can
+    need is free, and only if no waiting request could be admitted before a finish.
     """
     static, params, slots, inst, state = event.static, event.params, event.slots, event.inst, event.state
     asynchronous = static.scheduler.asynchronous
@@ -44,26 +46,34 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     k = static.run_steps
     longest = jnp.int32(1)
     if k > 1:
-        # (A last prompt chunk of one token yields a first token: a step of its own, so that the gap to the second is
-        # seen.)
-        steps_left = jnp.where(slots.known > slots.prompt, slots.goal - slots.known, 1)
-        finish_in = earliest(decode, steps_left)
+        # (Without mixed runs the step of a first token stands alone, also where the last chunk is of one token.)
+        steps_left = slots.goal - slots.known
+        if not static.mixed_runs:
+            steps_left = jnp.where(slots.known > slots.prompt, steps_left, 1)
+        finish_in = earliest(emit, steps_left)
         # Any block_size consecutive steps take exactly one block of each request.
         spare = inst.free - (1 if static.scheduler.family in ("sarathi", "v0") else 0)
         if static.ranks:  # no step of a run evicts a context: which one changes with time
             spare -= event.runs.kept_blocks()
         elif static.pins:  # no step of a run breaks a pin
             spare -= event.runs.pinned_blocks()
-        memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_decode, 1), 0)
+        memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_emit, 1), 0)
         if static.scheduler.family in ("orca", "static"):
             memory_in = jnp.int32(k)
         pure = (num_prefill == 0) & (state.preempted == 0) & (num_emit == num_decode)
         quiet = inst.waiting == 0
         moves = static.scheduler.preemptive and not static.scheduler.static_keys
         if not (static.timeouts or static.scheduler.rejects_late or moves):
-            quiet |= blocked
+            quiet |= kept_out.now
         if not static.scheduler.asynchronous and static.scheduler.family != "v0":
             pure &= num_decode == inst.running
+        if static.mixed_runs:
+            mixed, quiet_later = (num_emit == inst.running) & (state.preempted == 0), inst.waiting == 0
+            if not (static.timeouts or static.scheduler.rejects_late or static.scheduler.preemptive):
+                quiet_later |= kept_out.later  # (A preemptive order may displace for the next call's best candidate.)
+            if static.pins_prefixes:  # the next call lets go of a prefix whose last pinned context has been admitted
+                mixed &= ~event.runs.pins_a_prefix()
+            quiet, pure = jnp.where(pure, quiet, quiet_later), pure | mixed
         longest = jnp.where(pure & quiet, jnp.clip(jnp.minimum(finish_in, memory_in), 1, k), 1)
         if static.timeouts:
             longest = jnp.where(jnp.any(params.timeout_us > 0), 1, longest)
@@ -71,7 +81,12 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     constant = constant_us(timing, total, num_prefill, prefill_tokens, quad, num_decode)
     ctx = decode_ctx + timing.prefill_in_ctx * prefill_ctx
     step = jnp.arange(k, dtype=jnp.int32)
-    durations = jnp.maximum(constant + context_us(timing, ctx + step * num_decode), 1)
+    if static.mixed_runs:  # the first step, then decodes of all who get a token
+        constants = jnp.where(step == 0, constant, constant_us(timing, num_emit, *(0 * num_emit,) * 3, num_emit))
+        contexts = jnp.where(step == 0, ctx, jnp.sum(jnp.where(emit, after, 0)) + step * num_emit)
+        durations = jnp.maximum(constants + context_us(timing, contexts), 1)
+    else:
+        durations = jnp.maximum(constant + context_us(timing, ctx + step * num_decode), 1)
     start = jnp.maximum(event.now, inst.end_last) if asynchronous else event.now
     start = jnp.where(inst.in_flight > 0, start, event.now) if asynchronous else start
     if static.tiered:
@@ -87,7 +102,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends <= expiry).astype(jnp.int32)))
     if static.tiered and k > 1:  # ... nor begins once a copy has ended, if that matters
-        wake = offload.next_wake(event, num_decode, longest)
+        wake = offload.next_wake(event, num_emit, longest)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends < wake).astype(jnp.int32)))
     ends = jnp.where(step < longest, ends, NEVER_US)
     first_end = ends[0]
@@ -157,7 +172,7 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     )
     if static.keeps_run_blocks:
         used = params.usable_blocks[event.m] - inst.free
-        ahead = slots.computed[None, :] + step[:, None] * (emit & decode)[None, :]
+        ahead = slots.computed[None, :] + step[:, None] * (emit if static.mixed_runs else emit & decode)[None, :]
         grown = jnp.sum(event.held_blocks(ahead, slots.aux) - event.held_blocks(slots.computed, slots.aux), axis=1)
         where = jnp.where(formed, event.m, static.num_instances)
         event.state = event.state.replace(run_used=event.state.run_used.at[where].set(used + grown, mode="drop"))

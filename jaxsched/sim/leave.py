@@ -45,6 +45,7 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     k = count(done)
     emit = (slots.chunk > 0) & ended
     before = event.held_blocks(slots.computed, slots.aux)
+    num_first = count(emit & (slots.known == slots.prompt))  # of a run that began with a step that finished prompts
     slots.computed = slots.computed + jnp.where(emit, k - 1, 0)
     slots.known = slots.known + jnp.where(emit, k, 0)
     grown = jnp.sum(event.held_blocks(slots.computed, slots.aux) - before) if static.run_steps > 1 else jnp.int32(0)
@@ -66,6 +67,8 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
         below = jnp.sum((done[1:] & (values < bin_end_us(near)[:, None])).astype(jnp.int32), axis=1)
         steps = jnp.diff(below, prepend=0)
         event.tally.observe_bins(Hist.TBT, 0, jnp.minimum(near, NUM_BINS - 1), steps * inst.emits)
+    if static.mixed_runs:
+        event.tally.observe(Hist.TTST, 0, jnp.maximum(values[0], 0.0), jnp.where(done[1], num_first, 0))
     if event.late is not None and static.run_steps > 1:  # the first gap of a run was noted when it was formed
         event.note_gap(emit, jnp.max(jnp.where(done[1:], gaps, 0)))
     busy = jnp.where(ended, now - inst.run_start, 0)
@@ -76,6 +79,9 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     passed = jnp.float32(0.0)
     if static.tiered and static.run_steps > 1:
         passed = jnp.where(ended, offload.passed_copies(event, ends), 0.0)
+    if static.mixed_runs:  # nothing grows in a first step in which some have a gap of their own: it had all it takes
+        first_us = jnp.where(ended & (inst.bulk < inst.emits), jnp.minimum(ends[0], now) - inst.run_start, 0)
+        passed += 0.5 * grown.astype(jnp.float32) * first_us.astype(jnp.float32)
     add_area(event, busy, grown, passed)
 
 

@@ -61,7 +61,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     # The instance event, unless another input comes first (inputs precede instance events of the same time).
     after = jnp.minimum(after_arrival, returning)
     if static.num_paused:
-        later = next_return(state) if static.event_after_return else jnp.int32(-(2**31))
+        later = next_return(state) if static.dense else jnp.int32(-(2**31))
         after = jnp.where(program_first, after, jnp.minimum(arrival, later))
     if static.graphs and requests.spawns is not None:
         after = jnp.int32(-(2**31))  # the arrival may have made a turn ready that comes first
@@ -128,7 +128,7 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
 
     if scheduler.family == "v0":  # admissions first; decodes only if nobody came in
         in_admit = ready & (phase != Phase.RUN)
-        again, displacing, blocked = admission_step(event, in_admit, jnp.bool_(False))
+        again, displacing, kept_out = admission_step(event, in_admit, jnp.bool_(False))
         in_run = (in_admit & ~again & (event.state.admitted == 0)) | (ready & (phase == Phase.RUN))
         more_run = running_pass(event, in_run)
         closes = ready & ~again & ~more_run
@@ -136,11 +136,11 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
         in_run = ready & (phase <= Phase.RUN)
         more_run = running_pass(event, in_run)
         in_admit = ready & ~more_run
-        again, displacing, blocked = admission_step(event, in_admit, phase <= Phase.DISPLACE)
+        again, displacing, kept_out = admission_step(event, in_admit, phase <= Phase.DISPLACE)
         closes = in_admit & ~again
     again &= in_admit
 
-    formed = close_step(event, closes, blocked)
+    formed = close_step(event, closes, kept_out)
     in_drain = formed | (active & (phase == Phase.DRAIN))
     more_drain = drain_token(event, in_drain)
     # An empty call that preempted is followed by another; an asynchronous engine fills its second place at once.

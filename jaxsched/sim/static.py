@@ -102,7 +102,7 @@ class SimStatic:
     record: bool = False  # keep every request's life in the state
     histograms: bool = True  # keep histograms of times in the state (False: environments, which read counters only)
     trace: bool = False  # emit every step's decisions (needs max_run_steps = 1)
-    event_after_return: bool = True  # a micro-step that takes a return may take the event after it (False: envs)
+    dense: bool = True  # a micro-step does what it can at once (False: environments, where it is a unit of decisions)
     stall_limit: int = 4096  # micro-steps at one instant, or preemptions without a token, that stop the lane (LIVELOCK)
 
     def __post_init__(self) -> None:
@@ -183,6 +183,11 @@ class SimStatic:
     def reserves_blocks(self) -> bool:
         """Whether admission takes more blocks than the first chunk needs."""
         return self.scheduler.family != "v1"
+
+    @property
+    def mixed_runs(self) -> bool:
+        """Whether a run of steps may begin with one that finishes prompts."""
+        return self.dense and self.scheduler.family in ("v1", "sarathi") and self.run_steps > 1
 
     @property
     def keeps_run_blocks(self) -> bool:

@@ -176,6 +176,10 @@ class RunTable(RunsInCopy):
         last = jnp.max(jnp.where(self._stands_on((self.pinned > 0) & (self.next >= 0)), self.rank[None, :], -1), axis=1)
         self.rank = jnp.where(active & (last >= 0), last, self.rank)
 
+    def pins_a_prefix(self) -> Bool[Array, ""]:
+        """Whether part of a group's prefix is pinned."""
+        return jnp.any((self.pinned > 0) & (self.next < 0))
+
     def pinned_blocks(self) -> Int[Array, ""]:
         """Idle blocks that are pinned."""
         pinned = self.pinned > 0
