@@ -125,7 +125,7 @@ class Scenario:
         whole = policy.scheduler.spec.family in ("orca", "static", "v0")
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
         budget = tokens if whole else int(max(settings["token_budget"], seqs))
-        # Any one step, and a whole run of decode steps, must fit into the clock's margin.
+        # A run must fit into the clock's margin: any one step, and behind it decode steps.
         for step_tokens, steps in ((budget, 1), (seqs, self.max_run_steps)):
             check_range(
                 self.timing,
@@ -133,7 +133,7 @@ class Scenario:
                 max_rows=seqs,
                 max_row_tokens=min(int(self.max_model_len), tokens),
                 max_kv_tokens=tokens,
-                limit_us=LONGEST_RUN_US // steps,
+                limit_us=LONGEST_RUN_US // (2 * steps),
             )
         if isinstance(self.workload, Workload):
             peak = self.workload.prompt_tokens + self.workload.output_tokens - 1

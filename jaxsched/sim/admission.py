@@ -297,6 +297,7 @@ def admission_step(
         books_load = admits & (found.blocks > 0)
         loads = offload.load(event, admits, row, cached, found)
         admits &= ~loads
+        unloaded &= ~((event.index == slot) & loads)
 
     _admit(event, slot, admits, fresh, column, prompt, cached, hit_tokens, tokens, blocks, reserved)
     _drop(event, slot, drops, hopeless, fresh, column, prompt)
@@ -333,7 +334,9 @@ def admission_step(
     if order is not None and not static.scheduler.static_keys:
         blocked = blocked_later = seats  # who comes next may change, but nobody can come
     displacing = displaced | dropped_early
-    # (A load is booked at the end of the micro-step: the step that waits for it is formed in a later one.)
+    if static.dense:  # who comes in only after a load is no candidate any more
+        more &= ~loads | jnp.any(unloaded)
+        books_load = jnp.bool_(False)
     return (progress & more) | books_load | displacing, displacing, KeptOut(blocked, blocked_later)
 
 

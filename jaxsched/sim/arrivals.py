@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from jaxsched.sim import ledger as books
+from jaxsched.sim import paused as paused_turns
 from jaxsched.sim import sent
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
-from jaxsched.sim.event import Tally, ceil_blocks, first_slot
+from jaxsched.sim.event import Tally, ceil_blocks
 from jaxsched.sim.graph import arrive_turn
 from jaxsched.sim.kv.seen import Seen, look, matched_blocks
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.retain import saturated_us
 from jaxsched.sim.routing import add_recent, bucket_now, count_waiting, recent_tokens
-from jaxsched.sim.rows import BEYOND, earliest, known_time, value_at
 from jaxsched.sim.state import Count, Fate, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.views import RouterView
@@ -105,20 +103,8 @@ def next_input_time(static: SimStatic, requests: Requests, state: State) -> tupl
         time = relative_us(turn.arrival_epoch, turn.arrival_us, state.epoch)
         return jnp.where(i < requests.num_programs, time, NEVER_US)
 
-    back = next_return(state) if static.num_paused else jnp.int32(NEVER_US)
+    back = paused_turns.next_return(state.paused) if static.num_paused else jnp.int32(NEVER_US)
     return arrival(state.arrivals), arrival(state.arrivals + 1), back
-
-
-def next_return(state: State) -> jax.Array:
-    """Time of the earliest return, relative to the epoch."""
-    return known_time(jnp.min(_return_times(state)))
-
-
-def _return_times(state: State) -> jax.Array:
-    """Of each paused program; `rows.BEYOND` where there is none, or not in this epoch or the next."""
-    ahead = state.paused.epoch - state.epoch
-    near = jnp.clip(ahead, -2, 1) * EPOCH_US + state.paused.us
-    return jnp.where((state.paused.request >= 0) & (ahead < 2), near, BEYOND)
 
 
 def next_view_tick(static: SimStatic, state: State) -> jax.Array:
@@ -165,19 +151,10 @@ def take_arrival(
     paused = state.paused
     if static.num_paused:
         is_return = active & ~program_first
-        times = _return_times(state)
-        due = times == now
-        row = earliest(due, paused.request)  # ties in request order
-        entry = first_slot(due & (paused.request == row))
+        paused, row, begun, last = paused_turns.take(paused, now, is_return)
         request = jnp.where(is_return, jnp.minimum(row, requests.num_rows - 1), request)
-        pick = functools.partial(value_at, index=entry)
-        program = (
-            jnp.where(is_return, pick(paused.program_epoch), stamp[0]),
-            jnp.where(is_return, pick(paused.program_us), stamp[1]),
-        )
-        home = jnp.where(is_return, pick(paused.instance), -1)
-        at = jnp.where(is_return, entry, static.num_paused)
-        paused = paused.replace(request=paused.request.at[at].set(-1, mode="drop"))
+        program = (jnp.where(is_return, begun[0], stamp[0]), jnp.where(is_return, begun[1], stamp[1]))
+        home = jnp.where(is_return, last, -1)
 
     turn = requests.row(request)
     learned = state.learned

@@ -123,7 +123,7 @@ class Event:
     inst: Instance
     kv: KvCache
     below: Tiers | None = None  # host memory and the remote pool, as this instance sees them
-    # What `sim/offload.py` does at the end of the micro-step.
+    # What `sim/offload.py` does before the next step is formed.
     releases: list = dataclasses.field(default_factory=list)
     candidate: Any = None
     prefetch: Any = None

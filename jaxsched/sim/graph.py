@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim.clock import add_us
+from jaxsched.sim.paused import indexed
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import Flag, State
 
@@ -83,16 +84,17 @@ def _fire(
     lost = jnp.any(ready & (place >= num_entries))
     place = jnp.where(ready, place, num_entries)
     put = lambda field, value: field.at[place].set(value, mode="drop")
+    paused = paused.replace(
+        request=put(paused.request, row),
+        epoch=put(paused.epoch, epoch),
+        us=put(paused.us, us),
+        program_epoch=put(paused.program_epoch, program[0]),
+        program_us=put(paused.program_us, program[1]),
+        instance=put(paused.instance, m),
+    )
     state = state.replace(
         fired=table,
-        paused=paused.replace(
-            request=put(paused.request, row),
-            epoch=put(paused.epoch, epoch),
-            us=put(paused.us, us),
-            program_epoch=put(paused.program_epoch, program[0]),
-            program_us=put(paused.program_us, program[1]),
-            instance=put(paused.instance, m),
-        ),
+        paused=indexed(paused, state.epoch),
         flags=state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
     )
     return state, happened

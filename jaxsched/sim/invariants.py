@@ -19,7 +19,9 @@ from jaxsched.sim.event import apply_pending, ceil_blocks
 from jaxsched.sim.graph import COUNT
 from jaxsched.sim.kv import BlockTableState, blocks, runs
 from jaxsched.sim.params import SimParams
+from jaxsched.sim.paused import indexed
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.rows import BEYOND
 from jaxsched.sim.state import DEAD, GONE, WAITING, Col, Count, Flag, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 
@@ -30,7 +32,7 @@ class Violation(enum.IntFlag):
     MEMORY = 1  # free and held KV blocks of an instance are not its pool, or fewer than none are free
     COUNTERS = 2  # running or waiting requests of an instance are not those in its slots and FIFO
     LOST = 4  # turns that arrived are not those finished, rejected, timed out, and in the system
-    PROGRAMS = 8  # programs that arrived are not those done, cut short, paused, and in the system
+    PROGRAMS = 8  # programs that arrived are not those done, cut short, paused (or their index is wrong), or in it
     CLOCK = 16  # something is due before the clock
     TOKENS = 32  # computed <= known <= goal does not hold, or a request that waits holds tokens
     WAKE = 64  # an instance has requests and no event to come, and is not reported as stuck
@@ -52,7 +54,7 @@ def violations(static: SimStatic, params: SimParams, requests: Requests, state: 
         Violation.MEMORY: _memory(static, params, state, instance, slots, running),
         Violation.COUNTERS: _counters(static, params, instance, slots, running, waiting, fifo),
         Violation.LOST: _lost(state, instance),
-        Violation.PROGRAMS: _programs(static, requests, state, instance),
+        Violation.PROGRAMS: _programs(static, requests, state, instance) | _paused(state),
         Violation.CLOCK: _clock(static, requests, state),
         Violation.TOKENS: _tokens(static, slots, running, waiting),
         Violation.WAKE: _wake(state, instance),
@@ -164,6 +166,14 @@ def _programs(static: SimStatic, requests: Requests, state: State, instance) -> 
     accounted = _total(state, Count.PROGRAMS_DONE, *GONE) + paused + in_system
     overflow = (state.flags & int(Flag.PAUSED_OVERFLOW)) != 0
     return jnp.where(overflow, accounted > state.arrivals, accounted != state.arrivals)
+
+
+def _paused(state: State) -> Bool[Array, ""]:
+    """What is kept of each block of paused programs is what its entries say."""
+    kept, seen = state.paused, indexed(state.paused, state.epoch)
+    wrong = (kept.soonest != seen.soonest) | (kept.room != seen.room)
+    wrong |= (kept.row != seen.row) & (seen.soonest != BEYOND)
+    return jnp.any(wrong) | jnp.any(kept.when != seen.when)
 
 
 def _graphs(requests: Requests, state: State) -> Bool[Array, ""]:

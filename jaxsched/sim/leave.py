@@ -12,10 +12,11 @@ from jaxsched.metrics.histogram import NUM_BINS, bin_end_us, bin_of
 from jaxsched.sim import offload
 from jaxsched.sim.admit import learn_length
 from jaxsched.sim.clock import add_us, relative_us
-from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
+from jaxsched.sim.event import Event, count, set_where, slot_with
 from jaxsched.sim.fair import Who
 from jaxsched.sim.graph import finish_turn
 from jaxsched.sim.kv import Pin
+from jaxsched.sim.paused import put
 from jaxsched.sim.retain import PauseView, deadline, reload_time_us
 from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
 from jaxsched.sim.tiers import transfer_us
@@ -284,26 +285,13 @@ def pause_program(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array
     following = requests.row(column[Col.REQUEST]).next_turn
     _book_program(event, column, is_finish & (following < 0))
 
-    paused = event.state.paused
-    row = jnp.maximum(following, 0)
-    turn = requests.row(row)
-    epoch, us = add_us(*event.stamp(now), turn.pause_epoch, turn.pause_us)
-    entry = first_slot(paused.request < 0)
-    returns = is_finish & (following >= 0)
-    lost = returns & (entry >= paused.request.shape[0])
-    at = jnp.where(returns, entry, paused.request.shape[0])
-    put = lambda field, value: field.at[at].set(value, mode="drop")
-    event.state = event.state.replace(
-        paused=paused.replace(
-            request=put(paused.request, following),
-            epoch=put(paused.epoch, epoch),
-            us=put(paused.us, us),
-            program_epoch=put(paused.program_epoch, column[Col.PROGRAM_EPOCH]),
-            program_us=put(paused.program_us, column[Col.PROGRAM_US]),
-            instance=put(paused.instance, event.m),
-        ),
-        flags=event.state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0),
-    )
+    turn = requests.row(jnp.maximum(following, 0))
+    time = add_us(*event.stamp(now), turn.pause_epoch, turn.pause_us)
+    program = (column[Col.PROGRAM_EPOCH], column[Col.PROGRAM_US])
+    state, returns = event.state, is_finish & (following >= 0)
+    paused, lost = put(state.paused, state.epoch, returns, following, time, program, event.m)
+    flags = state.flags | jnp.where(lost, int(Flag.PAUSED_OVERFLOW), 0)
+    event.state = state.replace(paused=paused, flags=flags)
 
 
 def _book_program(event: Event, column: Int[Array, " 16"], ends: Bool[Array, ""]) -> None:

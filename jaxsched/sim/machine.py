@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 
 from jaxsched.sim import offload
 from jaxsched.sim.admission import admission_step, refill_window
-from jaxsched.sim.arrivals import next_input_time, next_return, next_view_tick, take_arrival, telemetry_tick
+from jaxsched.sim.arrivals import next_input_time, next_view_tick, take_arrival, telemetry_tick
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.close import close_step, drain_token
 from jaxsched.sim.event import Event, Tally, apply_pending, first_slot
@@ -23,6 +23,7 @@ from jaxsched.sim.kv.runs import COPYING
 from jaxsched.sim.leave import book_run, let_one_leave
 from jaxsched.sim.ledger import folded
 from jaxsched.sim.params import SimParams
+from jaxsched.sim.paused import indexed, next_return
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.running import running_pass
 from jaxsched.sim.state import WAITING, Col, Count, Flag, Instance, Phase, State, init_state
@@ -61,7 +62,7 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     # The instance event, unless another input comes first (inputs precede instance events of the same time).
     after = jnp.minimum(after_arrival, returning)
     if static.num_paused:
-        later = next_return(state) if static.dense else jnp.int32(-(2**31))
+        later = next_return(state.paused) if static.dense else jnp.int32(-(2**31))
         after = jnp.where(program_first, after, jnp.minimum(arrival, later))
     if static.graphs and requests.spawns is not None:
         after = jnp.int32(-(2**31))  # the arrival may have made a turn ready that comes first
@@ -83,8 +84,6 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
 
     event = Event.load(static, params, requests, state, tally, m, now)
     next_phase = _instance_event(event, active, begins & active, phase)
-    if static.tiered:
-        offload.finish(event)
     event.sample_ledger(active)
     state = event.store()
     if static.trace:
@@ -140,6 +139,8 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
         closes = in_admit & ~again
     again &= in_admit
 
+    if static.tiered:
+        offload.finish(event)
     formed = close_step(event, closes, kept_out)
     in_drain = formed | (active & (phase == Phase.DRAIN))
     more_drain = drain_token(event, in_drain)
@@ -238,12 +239,14 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
         copying = offload.rebased_copies(kv.runs[:, COPYING], shift, EPOCH_US)
         kv, tiers = kv.replace(runs=kv.runs.at[:, COPYING].set(copying)), rebase_tiers(tiers, shift)
     fair, rule = state.fair, static.scheduler.fair
+    epoch = state.epoch + jnp.where(shift, num_epochs, 0)
     return state.replace(
         kv=kv,
         tiers=tiers,
         fair=fair if fair is None or rule is None else rebased(rule, fair),
         ledger=None if state.ledger is None else folded(state.ledger),
-        epoch=state.epoch + jnp.where(shift, num_epochs, 0),
+        epoch=epoch,
+        paused=indexed(state.paused, epoch) if static.num_paused else state.paused,
         now=jnp.where(shift, now, state.now),
         next_event=back(state.next_event),
         run_ends=back(state.run_ends),

@@ -1,8 +1,8 @@
 """Where an event touches the memory tiers (docs/semantics.md, section 10); only compiled where `static.tiered`.
 
 A request that has finished leaves HBM at once, before anything is scheduled (`leave`). After that a micro-step preempts
-at most one request or brings at most one in, never both. Both are noted where they are decided and done once, at the
-end of the micro-step (`finish`): what they do is large, and compiled once this way.
+at most one request or brings at most one in, never both. Both are noted where they are decided and done once, before
+the next step is formed (`finish`): what they do is large, and compiled once this way.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _no_pin() -> Pin:
 def release(
     event: Event, slot: Array, active: Bool[Array, ""], held: Array, pin: Pin | None, copies: Array
 ) -> Int[Array, ""] | int:
-    """`KvCache.release`; with tiers at the end of the micro-step, and if `copies`, after a copy to the host is booked.
+    """`KvCache.release`; with tiers in `finish`, and if `copies`, after a copy to the host is booked.
 
     Returns how many blocks became free now.
     """

@@ -21,6 +21,7 @@ from jaxsched.sim.fair import FairState, init_fair
 from jaxsched.sim.kv import init_cache
 from jaxsched.sim.ledger import init_ledger
 from jaxsched.sim.params import SimParams
+from jaxsched.sim.paused import Paused, init_paused
 from jaxsched.sim.routing import init_routing
 from jaxsched.sim.service import init_service
 from jaxsched.sim.static import SimStatic
@@ -166,17 +167,6 @@ class Instance:
     run_start: Int[Array, ""]  # start of the executing run, relative to the epoch
     work: Int[Array, ""]  # predicted tokens of unfinished requests
     waiting_blocks: Int[Array, ""]  # blocks of waiting prompts
-
-
-class Paused(struct.PyTreeNode):
-    """Programs between two turns; of graphs, turns that are ready and whose time has not come."""
-
-    request: Int[Array, " p"]  # row of the next turn, -1 = free entry
-    epoch: Int[Array, " p"]  # when it arrives
-    us: Int[Array, " p"]
-    program_epoch: Int[Array, " p"]
-    program_us: Int[Array, " p"]
-    instance: Int[Array, " p"]  # where the last turn ran
 
 
 class Metrics(struct.PyTreeNode):
@@ -326,14 +316,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         ),
         instance=zeros(NUM_SCALARS, m).at[0].set(params.usable_blocks),
         queue=zeros(m, static.queue_capacity, QUEUE_WIDTH_SESSIONS if static.num_paused else 1),
-        paused=Paused(
-            request=full(-1, static.num_paused),
-            epoch=zeros(static.num_paused),
-            us=zeros(static.num_paused),
-            program_epoch=zeros(static.num_paused),
-            program_us=zeros(static.num_paused),
-            instance=zeros(static.num_paused),
-        ),
+        paused=init_paused(static.num_paused),
         arrivals=zeros(),
         sequence=zeros(),
         next_tick=jnp.asarray(params.view_delay_us, jnp.int32) if static.delayed_view else full(NEVER_US),
