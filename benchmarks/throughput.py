@@ -7,7 +7,7 @@ lane drains), several times; minimum and median time are turned into rates, the 
 checked, not assumed: the arrival rate is `--load` times the capacity measured for the policy and cluster of the row.
 Slots per instance are what a rollout at that rate begins with; where a lane needs more, the row is measured with more.
 
-``--preset agents_tier --rate 0.025 --policy vllm+offload+program_sticky --lanes 16 --requests 1500 --warm-calls 150``
+``--preset agents_tier --rate 0.022 --policy vllm+offload+program_sticky --lanes 16 --requests 1500 --warm-calls 120``
 is the case of agents: 4 instances with about 256 live programs together, prefix cache and host tier. Turns are counted
 as requests; CPU time on one core (``--cpu-time --devices 1``) says what one core does.
 """

@@ -125,15 +125,15 @@ class Scenario:
         whole = policy.scheduler.spec.family in ("orca", "static", "v0")
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
         budget = tokens if whole else int(max(settings["token_budget"], seqs))
-        # A run must fit into the clock's margin: any one step, and behind it decode steps.
-        for step_tokens, steps in ((budget, 1), (seqs, self.max_run_steps)):
+        # A run must fit into the clock's margin: any one step and others behind it (close.py), or decode steps alone.
+        for step_tokens, steps in ((budget, 2), (seqs, max(self.max_run_steps, 2))):
             check_range(
                 self.timing,
                 max_step_tokens=step_tokens,
                 max_rows=seqs,
                 max_row_tokens=min(int(self.max_model_len), tokens),
                 max_kv_tokens=tokens,
-                limit_us=LONGEST_RUN_US // (2 * steps),
+                limit_us=LONGEST_RUN_US // steps,
             )
         if isinstance(self.workload, Workload):
             peak = self.workload.prompt_tokens + self.workload.output_tokens - 1

@@ -9,11 +9,14 @@ from jaxsched.metrics.histogram import bin_end_us, bin_of
 from jaxsched.sim import offload
 from jaxsched.sim.admission import KeptOut
 from jaxsched.sim.clock import NEVER_US
-from jaxsched.sim.event import Event, count, set_where, slot_with
+from jaxsched.sim.event import Event, ceil_blocks, count, set_where, slot_with
 from jaxsched.sim.leave import RUN_BINS, add_area
 from jaxsched.sim.rows import earliest
 from jaxsched.sim.state import Col, Count, Flag, Hist
-from jaxsched.timing.step_time import constant_us, context_us
+from jaxsched.timing.step_time import constant_us, context_us, prefill_quad, quad_us
+
+#: Longest that the steps behind the first of a run may take together (the first: scenario.py).
+LONGEST_REST_US = 2**28
 
 
 def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool[Array, ""]:
@@ -21,7 +24,8 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
 
     A step after which all running requests decode (a pure decode step, or one that finishes prompts) becomes a run with
     as many of the decode steps behind it as cannot differ: up to the first finish, while every block that the run can
-    need is free, and only if no waiting request could be admitted before a finish.
+    need is free, and only if no waiting request could be admitted before a finish. So does a step in which one prompt
+    takes what decodes leave of the token budget, up to the last that does.
     """
     static, params, slots, inst, state = event.static, event.params, event.slots, event.inst, event.state
     asynchronous = static.scheduler.asynchronous
@@ -35,7 +39,7 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     decode_ctx = jnp.sum(jnp.where(decode, before + 1, 0))
     prefill_tokens = total - num_decode
     prefill_ctx = jnp.sum(jnp.where(prefill, before + tokens, 0))
-    quad = jnp.sum(jnp.where(prefill, tokens * ((2 * before + tokens) >> 6), 0))
+    quad = jnp.sum(jnp.where(prefill, prefill_quad(tokens, before), 0))
     formed = active & (total > 0)
 
     after = before + tokens
@@ -71,9 +75,21 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
             mixed, quiet_later = (num_emit == inst.running) & (state.preempted == 0), inst.waiting == 0
             if not (static.timeouts or static.scheduler.rejects_late or static.scheduler.preemptive):
                 quiet_later |= kept_out.later  # (A preemptive order may displace for the next call's best candidate.)
-            if static.pins_prefixes:  # the next call lets go of a prefix whose last pinned context has been admitted
-                mixed &= ~event.runs.pins_a_prefix()
-            quiet, pure = jnp.where(pure, quiet, quiet_later), pure | mixed
+            pure &= ~jnp.any(emit & (slots.known == slots.prompt))  # (a last prompt chunk of one token is no decode)
+            plain, quiet, pure = pure, jnp.where(pure, quiet, quiet_later), pure | mixed
+        if static.chunk_runs:
+            # A prompt that takes all the budget that decodes leave does so until its last chunk, and nobody comes in.
+            filling = (num_prefill == 1) & (num_emit == num_decode) & (num_decode + 1 == inst.running)
+            filling &= (state.budget == 0) & (state.preempted == 0)
+            if static.scheduler.preemptive or not static.scheduler.static_keys:
+                filling &= inst.waiting == 0
+            chunks = (jnp.sum(jnp.where(prefill, slots.known - before, 0)) - 1) // jnp.maximum(prefill_tokens, 1)
+            step_blocks = num_decode + ceil_blocks(static, prefill_tokens)
+            chunks_in = jnp.minimum(chunks, 1 + jnp.maximum(spare, 0) // jnp.maximum(step_blocks, 1))
+            memory_in, pure, quiet = jnp.where(filling, chunks_in, memory_in), pure | filling, quiet | filling
+        if static.mixed_runs and static.pins_prefixes:
+            # The next call lets go of a prefix whose last pinned context has been admitted.
+            pure &= plain | ~event.runs.pins_a_prefix()
         longest = jnp.where(pure & quiet, jnp.clip(jnp.minimum(finish_in, memory_in), 1, k), 1)
         if static.timeouts:
             longest = jnp.where(jnp.any(params.timeout_us > 0), 1, longest)
@@ -82,9 +98,17 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     ctx = decode_ctx + timing.prefill_in_ctx * prefill_ctx
     step = jnp.arange(k, dtype=jnp.int32)
     if static.mixed_runs:  # the first step, then decodes of all who get a token
-        constants = jnp.where(step == 0, constant, constant_us(timing, num_emit, *(0 * num_emit,) * 3, num_emit))
+        decodes = constant_us(timing, num_emit, *(0 * num_emit,) * 3, num_emit)
+        constants = jnp.where(step == 0, constant, decodes)
         contexts = jnp.where(step == 0, ctx, jnp.sum(jnp.where(emit, after, 0)) + step * num_emit)
+        if static.chunk_runs:  # ... or further chunks of the same prompt
+            begun = jnp.sum(jnp.where(prefill, before, 0)) + jnp.minimum(step, chunks - 1) * prefill_tokens
+            rest = constant_us(timing, total, num_prefill, prefill_tokens, 0 * quad, num_decode)
+            constants = jnp.where(filling, rest + quad_us(timing, prefill_tokens, begun), constants)
+            grown = ctx + step * (num_decode + timing.prefill_in_ctx * prefill_tokens)
+            contexts = jnp.where(filling, grown, contexts)
         durations = jnp.maximum(constants + context_us(timing, contexts), 1)
+        longest = jnp.minimum(longest, 1 + LONGEST_REST_US // durations[-1])
     else:
         durations = jnp.maximum(constant + context_us(timing, ctx + step * num_decode), 1)
     start = jnp.maximum(event.now, inst.end_last) if asynchronous else event.now
@@ -102,7 +126,10 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends <= expiry).astype(jnp.int32)))
     if static.tiered and k > 1:  # ... nor begins once a copy has ended, if that matters
-        wake = offload.next_wake(event, num_emit, longest)
+        taken = num_emit * ((longest + static.block_size - 2) // static.block_size)
+        if static.chunk_runs:
+            taken = jnp.where(filling, (longest - 1) * step_blocks, taken)
+        wake = offload.next_wake(event, taken)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends < wake).astype(jnp.int32)))
     ends = jnp.where(step < longest, ends, NEVER_US)
     first_end = ends[0]

@@ -47,7 +47,10 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     emit = (slots.chunk > 0) & ended
     before = event.held_blocks(slots.computed, slots.aux)
     num_first = count(emit & (slots.known == slots.prompt))  # of a run that began with a step that finished prompts
-    slots.computed = slots.computed + jnp.where(emit, k - 1, 0)
+    more = jnp.where(emit, k - 1, 0)
+    if static.chunk_runs:
+        more += jnp.where((slots.chunk < 0) & ended, -slots.chunk * (k - 1), 0)
+    slots.computed = slots.computed + more
     slots.known = slots.known + jnp.where(emit, k, 0)
     grown = jnp.sum(event.held_blocks(slots.computed, slots.aux) - before) if static.run_steps > 1 else jnp.int32(0)
     inst.free = inst.free - grown
@@ -76,13 +79,17 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     event.tally.count(Count.BUSY_US, busy)
     event.tally.count(Count.ENGINE_STEPS, k)
     event.tally.count(Count.OUTPUT_TOKENS, k * inst.emits)
-    event.tally.count(Count.SCHEDULED_TOKENS, jnp.maximum(k - 1, 0) * inst.emits)
+    event.tally.count(
+        Count.SCHEDULED_TOKENS, jnp.sum(more) if static.chunk_runs else jnp.maximum(k - 1, 0) * inst.emits
+    )
     passed = jnp.float32(0.0)
     if static.tiered and static.run_steps > 1:
         passed = jnp.where(ended, offload.passed_copies(event, ends), 0.0)
-    if static.mixed_runs:  # nothing grows in a first step in which some have a gap of their own: it had all it takes
-        first_us = jnp.where(ended & (inst.bulk < inst.emits), jnp.minimum(ends[0], now) - inst.run_start, 0)
-        passed += 0.5 * grown.astype(jnp.float32) * first_us.astype(jnp.float32)
+    if static.mixed_runs:  # a first step in which some have a gap of their own takes as long as it takes
+        mixed = ended & (inst.bulk < inst.emits)
+        first_us = jnp.minimum(ends[0], now) - inst.run_start
+        longer = first_us.astype(jnp.float32) - (busy - first_us).astype(jnp.float32) / jnp.maximum(k - 1, 1)
+        passed += jnp.where(mixed, 0.5 * grown.astype(jnp.float32) * longer, 0.0)
     add_area(event, busy, grown, passed)
 
 

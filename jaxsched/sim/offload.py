@@ -192,10 +192,10 @@ def _the_active(releases: list[Release]) -> Release:
     return chosen
 
 
-def next_wake(event: Event, num_decode: Int[Array, ""], longest: Int[Array, ""]) -> Int[Array, ""]:
+def next_wake(event: Event, taken: Int[Array, ""]) -> Int[Array, ""]:
     """When a schedule() call can find something that a copy changed, or has to prefetch; `NEVER_US`: it cannot.
 
-    The end of a copy out of HBM changes nothing for a run of at most `longest` decode steps for which nobody waits and
+    The end of a copy out of HBM changes nothing for a run that takes at most so many blocks, for which nobody waits and
     which evicts nothing that was released after what is copied: the blocks are only free. One such end is passed over
     (`passed_copies`).
     """
@@ -203,7 +203,6 @@ def next_wake(event: Event, num_decode: Int[Array, ""], longest: Int[Array, ""])
     first = runs.next_copy()
     wake = first
     if not (static.route_by_blocks or static.route_by_cache == "cache"):  # (who sees free blocks at each step)
-        taken = num_decode * ((longest + static.block_size - 2) // static.block_size)
         passes = (event.inst.waiting == 0) & runs.outlasts(first, taken)
         wake = jnp.where(passes, runs.next_copy(first), first)
     return jnp.minimum(wake, event.tiers.next_plan())

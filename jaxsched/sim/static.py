@@ -190,6 +190,12 @@ class SimStatic:
         return self.dense and self.scheduler.family in ("v1", "sarathi") and self.run_steps > 1
 
     @property
+    def chunk_runs(self) -> bool:
+        """Whether a run of steps may compute a prompt chunk by chunk (routers that look into runs see only decodes)."""
+        looks = self.keeps_run_blocks or self.route_by_cache == "cache"
+        return self.mixed_runs and not (self.ordered_budget or looks)
+
+    @property
     def keeps_run_blocks(self) -> bool:
         """Whether KV use is kept for each step of a run."""
         return (self.route_by_blocks or self.route_by_cache == "cache") and self.run_steps > 1

@@ -91,6 +91,16 @@ def constant_us(
     return p.base_us + whole + (fraction >> SLOPE_BITS) + scaled_floor(prefill_quad, p.quad_num, p.quad_den)
 
 
+def prefill_quad(tokens: Int[Array, "*n"], before: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """Units of prefill attention of rows that compute `tokens` behind `before`."""
+    return tokens * ((2 * before + tokens) >> 6)
+
+
+def quad_us(p: StepTimeParams, tokens: Int[Array, "*n"], before: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """What one prefill row adds to the `constant_us` of a step without `prefill_quad`, microseconds."""
+    return scaled_floor(prefill_quad(tokens, before), p.quad_num, p.quad_den)
+
+
 def context_us(p: StepTimeParams, ctx: Int[Array, "*k"]) -> Int[Array, "*k"]:
     """Time to read the KV of `ctx` context tokens, microseconds; elementwise over any shape."""
     return scaled_floor(ctx, p.ctx_num, p.ctx_den)

@@ -19,12 +19,13 @@ LANES = 1280  # of each variant; five times as many with --full
 VARIANTS = [
     Variant("vllm", "least_kv", turns=True, size=SMALL),
     Variant("vllm", "round_robin", block_size=8, timeouts=True, delay=True, thresholds=True, size=SMALL),
-    Variant("sarathi", "least_kv", block_size=8, turns=True, size=SMALL),
+    Variant("sarathi", "least_outstanding", block_size=8, turns=True, size=SMALL),
     Variant("vllm-v0", "least_kv", turns=True, size=SMALL),
     Variant("orca", "least_outstanding", turns=True, timeouts=True, size=SMALL),
     Variant("static", "power_of_two", turns=True, delay=True, size=SMALL),
     Variant("sjf", "least_work", turns=True, delay=True, size=SMALL),
     Variant("ewsjf", "least_kv", turns=True, size=SMALL),
+    Variant("vllm", "least_outstanding", block_size=4, turns=True, size=SMALL),  # prompts in runs of chunks
 ]
 
 
