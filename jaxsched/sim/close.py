@@ -98,16 +98,18 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     ctx = decode_ctx + timing.prefill_in_ctx * prefill_ctx
     step = jnp.arange(k, dtype=jnp.int32)
     if static.mixed_runs:  # the first step, then decodes of all who get a token
-        decodes = constant_us(timing, num_emit, *(0 * num_emit,) * 3, num_emit)
-        constants = jnp.where(step == 0, constant, decodes)
-        contexts = jnp.where(step == 0, ctx, jnp.sum(jnp.where(emit, after, 0)) + step * num_emit)
+        first_us = constant + context_us(timing, ctx)
+        constant = constant_us(timing, num_emit, *(0 * num_emit,) * 3, num_emit)
+        contexts, quads_us = (jnp.sum(jnp.where(emit, after, 0)), num_emit), jnp.int32(0)
         if static.chunk_runs:  # ... or further chunks of the same prompt
+            filled = constant_us(timing, total, num_prefill, prefill_tokens, 0 * quad, num_decode)
+            constant = jnp.where(filling, filled, constant)
+            grown = (ctx, num_decode + timing.prefill_in_ctx * prefill_tokens)
+            contexts = tuple(jnp.where(filling, new, old) for new, old in zip(grown, contexts, strict=True))
             begun = jnp.sum(jnp.where(prefill, before, 0)) + jnp.minimum(step, chunks - 1) * prefill_tokens
-            rest = constant_us(timing, total, num_prefill, prefill_tokens, 0 * quad, num_decode)
-            constants = jnp.where(filling, rest + quad_us(timing, prefill_tokens, begun), constants)
-            grown = ctx + step * (num_decode + timing.prefill_in_ctx * prefill_tokens)
-            contexts = jnp.where(filling, grown, contexts)
-        durations = jnp.maximum(constants + context_us(timing, contexts), 1)
+            quads_us = quad_us(timing, jnp.where(filling, prefill_tokens, 0), begun)
+        behind_us = constant + quads_us + context_us(timing, contexts[0] + step * contexts[1])
+        durations = jnp.maximum(jnp.where(step == 0, first_us, behind_us), 1)
         longest = jnp.minimum(longest, 1 + LONGEST_REST_US // durations[-1])
     else:
         durations = jnp.maximum(constant + context_us(timing, ctx + step * num_decode), 1)
@@ -117,8 +119,8 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
         start = jnp.maximum(start, event.tiers.stall)
         event.tally.count(Count.STALL_US, jnp.where(formed, start - event.now, 0))
     ends = start + jnp.cumsum(durations)
-    if k > 1:  # the gaps of a run lie in few bins
-        gaps = durations[1:].astype(jnp.float32)
+    if k > 1:  # the gaps of a run lie in few bins (taken from the ends: XLA would compute the durations once more)
+        gaps = (ends[1:] - ends[:-1]).astype(jnp.float32)
         limit = bin_end_us(bin_of(gaps[0]) + (RUN_BINS - 1))
         longest = jnp.minimum(longest, 1 + jnp.sum((gaps < limit).astype(jnp.int32)))
     if static.retains and k > 1:  # ... nor begins after the end of one
