@@ -9,7 +9,7 @@ from jaxsched.errors import UserError
 
 
 def _policies() -> list[dict[str, Any]]:
-    from jaxsched.policies import EARLY_REJECT, GATE, OFFLOADS, PEAK, RETENTIONS, SCHEDULERS
+    from jaxsched.policies import EARLY_REJECT, GATE, OFFLOADS, PEAK, RETENTIONS, SCHEDULERS, SPECULATIONS
 
     rows = [{"name": name, "summary": s.summary, "source": s.source} for name, s in SCHEDULERS.items()]
     # Retention rules and the gate go with any V1 scheduler; shown with one of them.
@@ -22,6 +22,7 @@ def _policies() -> list[dict[str, Any]]:
     rows.append({"name": f"gittins+{GATE}", "summary": gate, "source": source})
     early = "refuses, when it is considered, who can no longer meet the limits of its class"
     rows.append({"name": f"edd+{EARLY_REJECT}", "summary": early, "source": "Qin et al., Mooncake, 2024 (section 7)"})
+    rows += [{"name": f"vllm+{n}", "summary": s.summary, "source": s.source} for n, s in SPECULATIONS.items()]
     peak = "bound: the gate on true final contexts"
     return [*rows, {"name": f"srpt_program+clair+{PEAK}", "summary": peak, "source": source}]
 

@@ -35,6 +35,9 @@ from jaxsched.policies.routers import ROUTERS
 from jaxsched.policies.sarathi import SARATHI
 from jaxsched.policies.sjf import SJF, SJF_ORACLE
 from jaxsched.policies.slack import SLACK
+from jaxsched.policies.spec_fixed import SPEC_FIXED, Speculation, with_speculation
+from jaxsched.policies.spec_goodput import SPEC_GOODPUT
+from jaxsched.policies.specdec import SPECDEC
 from jaxsched.policies.srpt import SRPT, SRPT_ORACLE
 from jaxsched.policies.static_batching import STATIC
 from jaxsched.policies.vllm import VLLM, VLLM_ASYNC, VLLM_PRIORITY
@@ -65,8 +68,10 @@ RETENTIONS: dict[str, Retention] = {
 GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
 OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
+#: How many tokens are drafted, for synchronous schedulers of the V1 engine: ``get("vllm+spec")``.
+SPECULATIONS: dict[str, Speculation] = {entry.name: entry for entry in (SPEC_FIXED, SPECDEC, SPEC_GOODPUT)}
 #: Names that may follow a scheduler's, besides a router's.
-PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS)
+PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, *SPECULATIONS)
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -138,6 +143,8 @@ def _that_learns(scheduler: Scheduler) -> Scheduler:
 
 def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     """A scheduler with a retention rule or the gate added; its queue becomes one that they can look into."""
+    if part in SPECULATIONS:
+        return with_speculation(scheduler, SPECULATIONS[part])
     spec = scheduler.spec
     if spec.family != "v1":
         raise UserError(
@@ -178,6 +185,8 @@ def _refuse_order_with_tiers(name: str) -> NoReturn:
 
 def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float]) -> Scheduler:
     """A scheduler that copies contexts to host memory."""
+    if scheduler.spec.speculates:
+        raise UserError(f"{scheduler.spec.name}: memory tiers do not go with speculation", expected="one of the two")
     if scheduler.spec.asynchronous:
         raise UserError(
             f"{scheduler.spec.name}: memory tiers go with synchronous stepping only",
@@ -195,6 +204,7 @@ __all__ = [
     "RETENTIONS",
     "ROUTERS",
     "SCHEDULERS",
+    "SPECULATIONS",
     "Policy",
     "Router",
     "Scheduler",

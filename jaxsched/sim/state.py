@@ -272,6 +272,7 @@ class State(struct.PyTreeNode):
     ledger: Any = None  # `LedgerState`: service of the tenants, measured (sim/ledger.py); None = not asked for
     tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
+    speculation: Any = None  # `SpecState` (sim/speculate.py); None = nobody speculates
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -299,6 +300,12 @@ def _nobody_served(static: SimStatic, num_requests: int) -> Any:
 def _nothing_owed(static: SimStatic) -> FairState | None:
     rule = static.scheduler.fair
     return None if rule is None else init_fair(rule, static.num_instances, static.num_slots, static.num_classes)
+
+
+def _nothing_drafted(static: SimStatic) -> Any:
+    from jaxsched.sim.speculate import init_speculation  # it works on this state
+
+    return init_speculation(static)
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
@@ -381,4 +388,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         ledger=init_ledger(static.num_classes) if static.tenants else None,
         tiers=init_tiers(static),
         fired=zeros(num_requests, 3) if static.graphs else None,
+        speculation=_nothing_drafted(static),
     )

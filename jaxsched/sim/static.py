@@ -49,6 +49,7 @@ class SchedulerSpec:
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
     fair: FairRule | None = None  # keeps an account of the tenants' service, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
+    speculates: bool = False  # tokens are drafted and verified (sim/speculate.py)
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -63,6 +64,8 @@ class SchedulerSpec:
             raise ValueError("attained service needs an ordered queue and a synchronous engine")
         if self.fair is not None and (self.order is None or self.asynchronous or self.family != "v1"):
             raise ValueError("accounts of tenants need an ordered queue and a synchronous V1 engine")
+        if self.speculates and (self.family != "v1" or self.asynchronous or self.admit or self.offload):
+            raise ValueError("speculation needs a synchronous V1 engine without an admission head and memory tiers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +184,8 @@ class SimStatic:
 
     @property
     def reserves_blocks(self) -> bool:
-        """Whether admission takes more blocks than the first chunk needs."""
-        return self.scheduler.family != "v1"
+        """Whether requests can hold more blocks than their tokens need: reserved at admission, or ahead of drafts."""
+        return self.scheduler.family != "v1" or self.scheduler.speculates
 
     @property
     def keeps_run_blocks(self) -> bool:
@@ -191,5 +194,5 @@ class SimStatic:
 
     @property
     def run_steps(self) -> int:
-        """Longest run compiled: asynchronous stepping decides every step on its own."""
-        return 1 if self.scheduler.asynchronous else self.max_run_steps
+        """Longest run compiled: asynchronous stepping and speculation decide every step on its own."""
+        return 1 if self.scheduler.asynchronous or self.scheduler.speculates else self.max_run_steps

@@ -77,6 +77,7 @@ class EngineConfig:
     lookahead_tenths: int = 20  # of atc
     rejects_late: bool = False
     tiers: TierConfig | None = None  # host memory and a remote pool for contexts
+    speculation: Any = None  # `speculation.Speculation`: tokens are drafted
 
     def __post_init__(self) -> None:
         if (self.retention or self.gate_fraction) and not self.prefix_caching:
