@@ -27,9 +27,9 @@ PARAMETERS = {
     "gate_fraction": "share of the KV pool that contexts of begun programs may fill before new ones wait (+gate)",
 }
 FRACTIONS = ("watermark", "gate_fraction")
-#: Knobs of a scheduler that speculates, with those of a fixed draft length: tokens drafted at most and at least; drafting
-#: ends after a token with which some draft is rejected with more than this probability; 1: the length is chosen at each
-#: step for tokens per time of the batch, expecting each draft to be right with this probability.
+#: Knobs of a scheduler that speculates, with those of a fixed draft length: tokens drafted at most and at least;
+#: drafting ends after a token with which some draft is rejected with more than this probability; 1: the length is chosen
+#: at each step for tokens per time of the batch, expecting each draft to be right with this probability.
 DRAFT_PARAMETERS = {
     "num_speculative_tokens": 4,
     "min_speculative_tokens": 0,

@@ -3,10 +3,10 @@
 Rule: every request that has all its KV but for its last token drafts `num_speculative_tokens` tokens at each step; the
 target model verifies them in that step and keeps those before the first that it would not have taken, and one of its
 own (Leviathan, Kalman and Matias, ICML 2023). Slots for `num_speculative_tokens` more are held ahead of the drafts.
-Faithful: tokens scheduled, blocks held, budget and preemption as in vLLM V1 (num_tokens_with_spec, num_lookahead_tokens,
-rejected tokens roll back num_computed_tokens, their blocks stay). Simplified: drafts are made in the step that verifies
-them, not at the end of the one before (vLLM), so a first token does not wait for drafts; how often the draft model is
-right is a property of the scenario (`speculation`), not of texts.
+Faithful: tokens scheduled, blocks held, budget and preemption as in vLLM V1 (num_tokens_with_spec,
+num_lookahead_tokens, rejected tokens roll back num_computed_tokens, their blocks stay). Simplified: drafts are made in
+the step that verifies them, not at the end of the one before (vLLM), so a first token does not wait for drafts; how
+often the draft model is right is a property of the scenario (`speculation`), not of texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SpecDec++: drafting ends when it has probably gone wrong; any synchronous scheduler of the V1 engine, with `+specdec`.
+"""SpecDec++: drafting ends when it has probably gone wrong; any synchronous V1 scheduler, with `+specdec`.
 
 Rule: a request drafts token after token; a head of the draft model gives the probability that each is right. Drafting
 ends after the first token with which the probability that some token so far is rejected exceeds `reject_threshold`

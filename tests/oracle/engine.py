@@ -256,6 +256,7 @@ class Instance:
         if self.config.speculation:
             call.draft_cap = self.config.speculation.cap(self)
             self.noted[f"cap_{call.draft_cap}"] += 1
+            self.noted["cut_by_batch"] += call.draft_cap < self.config.speculation.most
         SCHEDULERS[self.config.kind](self, call)
         if not call.scheduled and not call.preempted:
             if not self.in_flight:  # a copy that ends may let in those who wait

@@ -23,7 +23,7 @@ def random_speculation(draw: random.Random, lattice_us: int) -> Speculation:
         request_spread=draw.choice([0.0, 0.1, 0.5]),
         token_spread=draw.choice([0.0, 0.4, 0.8]),
         head_accuracy=draw.choice([0.0, 0.8, 1.0]),
-        draft_pass_us=lattice_us * draw.randrange(3) if lattice_us else draw.choice([0, 300, 1500]),
+        draft_pass_us=lattice_us * draw.randrange(3) if lattice_us else draw.choice([0, 300, 1500, 4000]),
         draft_token_us=0.0 if lattice_us else draw.choice([0.0, 7.3, 100.0]),
     )
     most = draw.choice([0, 1, 2, 4, 8])
@@ -31,8 +31,8 @@ def random_speculation(draw: random.Random, lattice_us: int) -> Speculation:
         "num_speculative_tokens": most,
         "min_speculative_tokens": draw.choice([0, min(2, most)]),
         "reject_threshold": draw.choice([0.0, 0.3, 0.7, 1.0]),
-        "by_batch": draw.choice([0, 0, 1]),
-        "expected_acceptance": draw.choice([0.5, 0.8]),
+        "by_batch": draw.choice([0, 1]),
+        "expected_acceptance": draw.choice([0.3, 0.5, 0.8]),
     }
     return from_machine(model.params(), draft_params(rule))
 
