@@ -28,7 +28,7 @@ PARAMETERS = {
 }
 FRACTIONS = ("watermark", "gate_fraction")
 #: Knobs of a scheduler that speculates, with those of a fixed draft length: tokens drafted at most and at least;
-#: drafting ends after a token with which some draft is rejected with more than this probability; 1: the length is chosen
+#: drafting ends after a token with which a draft is rejected with more than this probability; 1: the length is chosen
 #: at each step for tokens per time of the batch, expecting each draft to be right with this probability.
 DRAFT_PARAMETERS = {
     "num_speculative_tokens": 4,
