@@ -83,6 +83,11 @@ class Scenario:
         return isinstance(self.workload, Workload)
 
     @property
+    def is_job_list(self) -> bool:
+        """Whether all programs are there at one instant, so that arrival rates mean nothing."""
+        return self.workload.is_job_list
+
+    @property
     def num_classes(self) -> int:
         """SLO classes; classes of the workload beyond them share the last one's promises."""
         return max(len(self.slo), self.workload.num_classes)
@@ -283,10 +288,12 @@ def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:
     w = config.workload
     if w.tenants:
         preset = _mixture(config)
+        preset = preset.as_job_list() if w.offline else preset
         return preset, int(w.num_requests or 0), (w.rate_per_s or preset.rate_per_s) * w.load
     if w.preset is not None:
         check_name(config, "workload.preset", w.preset, list(list_presets()), "workload preset")
         preset = get_preset(w.preset).with_options(**w.options)
+        preset = preset.as_job_list() if w.offline else preset
         return preset, int(w.num_requests or 0), (w.rate_per_s or preset.rate_per_s) * w.load
     if w.format != "auto":
         check_name(config, "workload.format", w.format, list(list_formats()), "trace format")
@@ -300,6 +307,7 @@ def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:
     if w.rate_per_s is not None:
         trace = trace.to_rate(w.rate_per_s)
     trace = trace.scale_load(w.load) if w.load != 1.0 else trace
+    trace = trace.as_job_list() if w.offline else trace
     rate = trace.rate_per_s if trace.span_s > 0 else float(trace.num_programs)  # one instant has no rate of its own
     return trace, min(w.num_requests or trace.num_programs, trace.num_programs), rate
 

@@ -12,6 +12,7 @@ from jaxsched.policies.aios import AIOS_FIFO, AIOS_RR
 from jaxsched.policies.atc import ATC
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
+from jaxsched.policies.batchllm import BATCHLLM, PREFIX_GROUPS
 from jaxsched.policies.clairvoyant import BELADY, CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
@@ -50,7 +51,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
         PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
         VTC, VTC_PREDICT, VTC_ORACLE, WFQ, DRR, AIOS_FIFO, AIOS_RR,
-        EDD, EDF, MDD, SLACK, ATC,
+        EDD, EDF, MDD, SLACK, ATC, BATCHLLM,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"
@@ -66,7 +67,7 @@ GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
 OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
 #: Names that may follow a scheduler's, besides a router's.
-PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS)
+PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS)
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -139,6 +140,8 @@ def _that_learns(scheduler: Scheduler) -> Scheduler:
 def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     """A scheduler with a retention rule or the gate added; its queue becomes one that they can look into."""
     spec = scheduler.spec
+    if part == PREFIX_GROUPS:  # an order of the job list, not of the queue: it goes with every engine
+        return dataclasses.replace(scheduler, orders_jobs=True)
     if spec.family != "v1":
         raise UserError(
             f"{spec.name}+{part}: the {spec.family} engine has no prefix cache and no ordered queue",

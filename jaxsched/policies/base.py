@@ -43,6 +43,7 @@ class Scheduler:
     work_params: dict[str, int] = dataclasses.field(default_factory=dict)  # `due.PARAMETERS`, if it reads due dates
     weights: tuple[float, ...] | None = None  # of a learned policy, for all its heads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
+    orders_jobs: bool = False  # jobs handed over at one instant are put in order before the run (batchllm.py)
 
     @property
     def is_bound(self) -> bool:

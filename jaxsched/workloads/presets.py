@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from jaxsched.errors import UserError
 from jaxsched.sim.requests import Requests
-from jaxsched.workloads.arrivals import Renewal
+from jaxsched.workloads.arrivals import AtOnce, Renewal
 from jaxsched.workloads.generate import Knobs, RequestSpec, generate_requests
 from jaxsched.workloads.laws import Exponential, Gamma
 from jaxsched.workloads.names import nearest
@@ -73,6 +73,20 @@ class Preset:
     def graphs(self) -> bool:
         """Whether programs are graphs: several of their turns can be live at once."""
         return isinstance(self.spec, PipelineSpec | SubAgentSpec)
+
+    @property
+    def is_job_list(self) -> bool:
+        """Whether all programs are there at time 0."""
+        return isinstance(getattr(self.spec, "arrivals", None), AtOnce)
+
+    def as_job_list(self) -> Preset:
+        """The same programs, all there at time 0. Raises UserError for mixtures of tenants and queueing theory."""
+        if isinstance(self.spec, TenantMix | RenewalSpec):
+            raise UserError(
+                f"preset {self.name} cannot be a list of jobs: its arrivals are what it is about",
+                expected="a preset of requests or programs, e.g. batch_jobs, sharegpt, arxiv_sum",
+            )
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, arrivals=AtOnce()))
 
     @property
     def num_classes(self) -> int:
