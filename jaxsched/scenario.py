@@ -88,6 +88,11 @@ class Scenario:
         return self.workload.is_job_list
 
     @property
+    def rounds(self) -> tuple[int, int] | None:
+        """Programs that end a round of rollouts, and us until the next begins; None = there are no rounds."""
+        return self.workload.rounds if isinstance(self.workload, Preset) else None
+
+    @property
     def num_classes(self) -> int:
         """SLO classes; classes of the workload beyond them share the last one's promises."""
         return max(len(self.slo), self.workload.num_classes)
@@ -127,6 +132,7 @@ class Scenario:
             )
         if rule is not None and self.tiers is not None:
             tier_params(self.tiers, settings)
+        self._check_rounds(policy)
         whole = policy.scheduler.spec.family in ("orca", "static", "v0")
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
         budget = tokens if whole else int(max(settings["token_budget"], seqs))
@@ -151,6 +157,35 @@ class Scenario:
                     expected="prompt + output tokens to fit into the KV pool of one instance",
                     hint="Raise cluster.kv_blocks, or use more GPUs per instance (timing.tp).",
                 )
+
+    def _check_rounds(self, policy: Policy) -> None:
+        """Refuse rounds that could never end, and what cannot stop for them."""
+        where = f"scenario {self.name}"
+        if self.rounds is None:
+            if policy.scheduler.round_params:
+                raise UserError(
+                    f"policy {policy.name} begins rounds of rollouts, and workload {self.workload.name} has none",
+                    where=where, expected="preset rollouts",
+                )  # fmt: skip
+            return
+        if not policy.scheduler.spec.stops_for_rounds:
+            raise UserError(
+                f"policy {policy.name} cannot stop at the end of a round", where=where,
+                expected="a synchronous V1 engine without retention, gate, offload, attained service or accounts",
+            )  # fmt: skip
+        if any(self.timeouts()) or policy.scheduler.spec.rejects_late:
+            raise UserError("rounds and timeouts: a rollout that is dropped is never done", where=where,
+                            expected="no timeout_ms, no early rejection")  # fmt: skip
+        spec = self.workload.spec  # type: ignore[union-attr]
+        longest = spec.max_prompt_tokens + spec.max_output_tokens - 1
+        pool = self.usable_blocks * self.block_size
+        whole = policy.settings()["chunked_prefill"] == 0
+        most = min(pool, int(policy.settings()["token_budget"])) if whole else pool
+        if longest > most:
+            raise UserError(
+                f"a rollout may have {longest} tokens and be refused, and then its round never ends", where=where,
+                expected=f"max_prompt_tokens + max_output_tokens - 1 <= {most}, what an instance can take",
+            )  # fmt: skip
 
 
 def from_config(config: ScenarioConfig) -> Scenario:

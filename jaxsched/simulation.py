@@ -19,6 +19,7 @@ from jaxsched.caching import with_block_size, with_cache, with_graphs
 from jaxsched.errors import UserError
 from jaxsched.foresight import with_foresight, with_turn_numbers
 from jaxsched.metrics.result import RolloutResult, Trajectory
+from jaxsched.policies.april import in_flight
 from jaxsched.policies.base import Policy
 from jaxsched.policies.batchllm import in_group_order
 from jaxsched.scenario import Scenario
@@ -27,6 +28,7 @@ from jaxsched.sim.clock import split_us
 from jaxsched.sim.machine import advance, init_state, is_done
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.rounds import RoundParams
 from jaxsched.sim.state import GONE, Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.slots import MIN_SLOTS, first_slots, mean_turn
@@ -62,6 +64,12 @@ class Lanes:
 def params_of(scenario: Scenario, policy: Policy) -> SimParams:
     """What every lane of a policy on a scenario has in common; seed and measured cohort are those of `make_params`."""
     tiers = _tiers(scenario, policy)
+    rounds = None
+    if scenario.rounds is not None:
+        target, update_us = scenario.rounds
+        rounds = RoundParams(
+            target=jnp.int32(target), in_flight=jnp.int32(in_flight(policy, target)), update_us=jnp.int32(update_us)
+        )
     return make_params(
         policy,
         scenario.timing,
@@ -77,6 +85,7 @@ def params_of(scenario: Scenario, policy: Policy) -> SimParams:
         horizon_us=scenario.horizon_us,
         tenant_weights=scenario.tenant_weights(),
         tiers=None if tiers is None else tier_params(tiers, policy.settings()),
+        rounds=rounds,
     )
 
 
@@ -169,7 +178,8 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         delayed_cache=scenario.cache_delay_us > 0,
         max_run_steps=scenario.max_run_steps,
         block_size=scenario.block_size,
-        num_paused=scenario.max_paused_programs,
+        num_paused=max(scenario.max_paused_programs, int(scenario.rounds is not None)),
+        rounds=scenario.rounds is not None,
         num_classes=scenario.num_classes,
         tenants=bool(scenario.tenants),
         host_tier=tiers is not None,

@@ -165,6 +165,11 @@ class RolloutResult:
         metrics["simulated_s"] = sim_s
         if scenario.is_job_list:
             metrics["makespan_s"] = sim_s
+        if state.rounds is not None:
+            stopped = np.asarray(state.rounds.stopped, np.float64)
+            metrics["rounds"] = np.asarray(state.rounds.number, np.float64)
+            metrics["carried_on"] = stopped
+            metrics["preemptions"] = metrics["preemptions"] - stopped
         metrics["output_tokens_per_s"] = counts[:, Count.OUTPUT_TOKENS] / sim_s
         if state.kv is not None:
             cached = counts[:, Count.CACHED_TOKENS].astype(np.float64)

@@ -9,6 +9,7 @@ from typing import NoReturn
 from jaxsched.errors import UserError
 from jaxsched.policies.aggressive import AGGRESSIVE
 from jaxsched.policies.aios import AIOS_FIFO, AIOS_RR
+from jaxsched.policies.april import APRIL, with_partial_rollouts
 from jaxsched.policies.atc import ATC
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
@@ -67,7 +68,7 @@ GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
 OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
 #: Names that may follow a scheduler's, besides a router's.
-PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS)
+PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL)
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -142,6 +143,8 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     spec = scheduler.spec
     if part == PREFIX_GROUPS:  # an order of the job list, not of the queue: it goes with every engine
         return dataclasses.replace(scheduler, orders_jobs=True)
+    if part == APRIL:
+        return with_partial_rollouts(scheduler)
     if spec.family != "v1":
         raise UserError(
             f"{spec.name}+{part}: the {spec.family} engine has no prefix cache and no ordered queue",

@@ -19,6 +19,7 @@ from jaxsched.workloads.laws import (
 )
 from jaxsched.workloads.presets import Preset
 from jaxsched.workloads.renewal import RenewalSpec
+from jaxsched.workloads.rollouts import RolloutSpec
 
 _POISSON = Renewal(Exponential())
 
@@ -276,6 +277,17 @@ BATCH_JOBS = Preset(
     rate_per_s=1.0,  # has no meaning here
 )
 
+ROLLOUTS = Preset(
+    "rollouts",
+    "Rollouts of reinforcement learning in rounds: 8 answers of each prompt, about 1,900 tokens with a long tail",
+    "shape of APRIL's workloads (group sampling, answers up to 8,192 tokens, few long); every number is judgement",
+    RolloutSpec(
+        prompt=LogNormalMixture(((1.0, 5.2, 0.5),), low=32.0, high=1_500.0),
+        output=LogNormalMixture(((1.0, 7.1, 0.8),), low=16.0, high=8_192.0),
+    ),
+    rate_per_s=1.0,  # has no meaning here
+)
+
 # -- Queueing theory: sizes are output tokens with a mean so large that rounding does not matter ---------------------
 
 _QUEUES = tuple(
@@ -301,5 +313,6 @@ REQUEST_PRESETS: tuple[Preset, ...] = (
     M_LARGE,
     SHARED_PROMPTS,
     BATCH_JOBS,
+    ROLLOUTS,
     *_QUEUES,
 )
