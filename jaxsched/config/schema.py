@@ -105,6 +105,7 @@ class WorkloadConfig(Section):
     slice_s: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None  # keep arrivals in [a, b) seconds
     thin: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of programs kept, chosen by identity
     prediction_error: NonNegativeFloat = 0.0  # sigma of the lognormal error of predicted output lengths
+    offline: bool = False  # a list of jobs: all programs are there at time 0, whatever the source says
 
     @model_validator(mode="after")
     def _check(self) -> WorkloadConfig:
@@ -122,6 +123,8 @@ class WorkloadConfig(Section):
                 raise ValueError(f"tenant {tenant.name!r} needs a `preset`: the workload has none for all")
         if self.tenants and self.options:
             raise ValueError("`options` of a workload with `tenants` belong to each tenant")
+        if self.offline and (self.rate_per_s is not None or self.load != 1.0):
+            raise ValueError("`offline` is a list of jobs, all there at time 0: it has no `rate_per_s` and no `load`")
         if self.slice_s is not None and not 0 <= self.slice_s[0] < self.slice_s[1]:
             raise ValueError(f"`slice_s` must be [start, end] with 0 <= start < end, found {self.slice_s}")
         return self
@@ -242,7 +245,7 @@ class SloConfig(Section):
 
 
 class SpeculationConfig(Section):
-    """The draft model, for policies that speculate (docs/semantics.md, section 15)."""
+    """The draft model, for policies that speculate (docs/semantics.md, section 16)."""
 
     acceptance: Annotated[float, Field(ge=0, le=1)]  # mean probability that a drafted token is right
     #: How far requests differ in it: variance of their means over the largest possible one; 0 = all alike.

@@ -122,6 +122,9 @@ class RolloutResult:
                 metrics[f"{name}_{label}_s"] = quantile_us(values, q) * 1e-6
         metrics["tbt_p999_s"] = quantile_us(total[:, Hist.TBT], 0.999) * 1e-6
         measured_s = spans * (1.0 - scenario.warmup_fraction - scenario.cooldown_fraction)
+        sim_s = np.maximum(trajectory.t_s[:, -1], 1e-9)
+        if scenario.is_job_list:  # all there at one instant: measured until the last is done
+            spans = measured_s = sim_s
         measured_s = np.maximum(measured_s, 1e-9)
         class_good = np.asarray(m.class_good)
         good, finished = class_good.sum(1), np.asarray(m.class_finished).sum(1)
@@ -132,7 +135,6 @@ class RolloutResult:
             metrics[f"goodput_{slo.name}_per_s"] = class_good[:, c] / measured_s
         metrics["throughput_per_s"] = _throughput(trajectory, spans, scenario.warmup_fraction)
         metrics["measured_finished"] = finished.astype(np.float64)
-        sim_s = np.maximum(trajectory.t_s[:, -1], 1e-9)
         busy_s = counts[:, Count.BUSY_US] * 1e-6
         area = np.asarray(m.area, np.float64).sum(-1) * 1e-6  # [num, 2] batch x s, blocks x s
         metrics["batch_mean"] = area[:, 0] / np.maximum(busy_s, 1e-9)
@@ -169,6 +171,19 @@ class RolloutResult:
             metrics["tokens_per_round"] = drafted[:, OUTPUTS] / np.maximum(drafted[:, ROUNDS], 1)
             metrics["draft_s"] = drafted[:, DRAFT_US] * 1e-6
         metrics["simulated_s"] = sim_s
+        if scenario.is_job_list:
+            metrics["makespan_s"] = sim_s
+        if state.rounds is not None:
+            stopped = np.asarray(state.rounds.stopped, np.float64)
+            metrics["rounds"] = np.asarray(state.rounds.number, np.float64)
+            metrics["carried_on"] = stopped
+            metrics["preemptions"] = metrics["preemptions"] - stopped
+        metrics["output_tokens_per_s"] = counts[:, Count.OUTPUT_TOKENS] / sim_s
+        if state.kv is not None:
+            cached = counts[:, Count.CACHED_TOKENS].astype(np.float64)
+            # A request that outputs n tokens decodes n - 1 of them; all else that was scheduled is prefill.
+            decoded = counts[:, Count.OUTPUT_TOKENS] - counts[:, Count.FINISHED]
+            metrics["prefix_saving"] = cached / np.maximum(cached + counts[:, Count.SCHEDULED_TOKENS] - decoded, 1)
         settled = {
             "finished": counts[:, Count.FINISHED],
             "rejected_size": counts[:, Count.REJECTED_SIZE],

@@ -9,9 +9,11 @@ from typing import NoReturn
 from jaxsched.errors import UserError
 from jaxsched.policies.aggressive import AGGRESSIVE
 from jaxsched.policies.aios import AIOS_FIFO, AIOS_RR
+from jaxsched.policies.april import APRIL, with_partial_rollouts
 from jaxsched.policies.atc import ATC
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
+from jaxsched.policies.batchllm import BATCHLLM, PREFIX_GROUPS
 from jaxsched.policies.clairvoyant import BELADY, CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
@@ -53,7 +55,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
         PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
         VTC, VTC_PREDICT, VTC_ORACLE, WFQ, DRR, AIOS_FIFO, AIOS_RR,
-        EDD, EDF, MDD, SLACK, ATC,
+        EDD, EDF, MDD, SLACK, ATC, BATCHLLM,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"
@@ -71,7 +73,7 @@ OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETC
 #: How many tokens are drafted, for synchronous schedulers of the V1 engine: ``get("vllm+spec")``.
 SPECULATIONS: dict[str, Speculation] = {entry.name: entry for entry in (SPEC_FIXED, SPECDEC, SPEC_GOODPUT)}
 #: Names that may follow a scheduler's, besides a router's.
-PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, *SPECULATIONS)
+PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *SPECULATIONS)
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -146,6 +148,10 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     if part in SPECULATIONS:
         return with_speculation(scheduler, SPECULATIONS[part])
     spec = scheduler.spec
+    if part == PREFIX_GROUPS:  # an order of the job list, not of the queue: it goes with every engine
+        return dataclasses.replace(scheduler, orders_jobs=True)
+    if part == APRIL:
+        return with_partial_rollouts(scheduler)
     if spec.family != "v1":
         raise UserError(
             f"{spec.name}+{part}: the {spec.family} engine has no prefix cache and no ordered queue",

@@ -52,9 +52,11 @@ class Scheduler:
     admit_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the admission head, in its order
     tier_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `TIER_SETTINGS`, if it offloads
     work_params: dict[str, int] = dataclasses.field(default_factory=dict)  # `due.PARAMETERS`, if it reads due dates
+    round_params: dict[str, float] = dataclasses.field(default_factory=dict)  # how rounds of rollouts begin (april.py)
     draft_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `DRAFT_PARAMETERS`, if it speculates
     weights: tuple[float, ...] | None = None  # of a learned policy, for all its heads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
+    orders_jobs: bool = False  # jobs handed over at one instant are put in order before the run (batchllm.py)
 
     @property
     def is_bound(self) -> bool:
@@ -121,8 +123,16 @@ class Policy:
 
     def _head_params(self) -> dict[str, float]:
         s = self.scheduler
-        own = {**s.order_params, **s.retain_params, **s.admit_params, **s.tier_params, **s.work_params}
-        return {**own, **s.draft_params, **self.router.params}
+        own = {
+            **s.order_params,
+            **s.retain_params,
+            **s.admit_params,
+            **s.tier_params,
+            **s.work_params,
+            **s.round_params,
+            **s.draft_params,
+        }
+        return {**own, **self.router.params}
 
     def route_params(self) -> jnp.ndarray | None:
         """Traced parameters of the router; None if it has none."""

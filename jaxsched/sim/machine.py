@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jaxsched.sim import offload
+from jaxsched.sim import offload, rounds
 from jaxsched.sim.admission import admission_step, refill_window
 from jaxsched.sim.arrivals import next_input_time, next_return, next_view_tick, take_arrival, telemetry_tick
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
@@ -91,6 +91,8 @@ def micro_step(static: SimStatic, params: SimParams, requests: Requests, state: 
     if static.trace:
         event.note(active=active, now=now, instance=m, order=event.slots.order, waiting_after=event.inst.waiting)
         event.note(free_after=event.inst.free, phase=next_phase, requests=event.column_of(Col.REQUEST))
+    if static.rounds:
+        state = rounds.settle(state, tally.counted(Count.PROGRAMS_DONE))
     locked = active & (next_phase >= 0)
     state = state.replace(
         locked=jnp.where(active, jnp.where(locked, m, -1), state.locked),
@@ -115,6 +117,12 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
         event.cache_outputs(begins)
     more_leave = let_one_leave(event, active & (phase <= Phase.LEAVE))
     ready = active & ~more_leave & (phase != Phase.DRAIN)
+    more_stop = jnp.bool_(False)
+    if static.rounds:
+        rounds.end_round(event, active & (phase <= Phase.LEAVE))
+        behind = rounds.is_behind(event)
+        more_stop = rounds.stop(event, ready & behind)
+        ready &= ~behind
     more_refill = jnp.bool_(False)
     if scheduler.order is not None:
         more_refill = refill_window(event, ready & (phase <= Phase.REFILL))
@@ -152,7 +160,7 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
     result = jnp.int32(-1)
     for condition, value in (
         (repeat, Phase.REFILL), (more_drain, Phase.DRAIN), (again, Phase.ADMIT), (again & displacing, Phase.DISPLACE),
-        (more_run, Phase.RUN), (more_refill | prefetches, Phase.REFILL), (more_leave, Phase.LEAVE),
+        (more_run, Phase.RUN), (more_refill | prefetches, Phase.REFILL), (more_leave | more_stop, Phase.LEAVE),
     ):  # fmt: skip
         result = jnp.where(condition, int(value), result)
     return result

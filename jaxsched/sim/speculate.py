@@ -1,4 +1,4 @@
-"""Speculative decoding: which drafted tokens are right, how many are drafted, what drafting costs (semantics, 15).
+"""Speculative decoding: which drafted tokens are right, how many are drafted, what drafting costs (semantics, 16).
 
 Whether the draft model guesses a token is a property of the request and of the position of the token, drawn from the
 hash of (seed, row, position): no schedule can change it. Probabilities are integers of 2**-15, so that the machine and

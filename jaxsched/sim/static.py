@@ -51,6 +51,13 @@ class SchedulerSpec:
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
     speculates: bool = False  # tokens are drafted and verified (sim/speculate.py)
 
+    @property
+    def stops_for_rounds(self) -> bool:
+        """Whether the end of a round (sim/rounds.py) can stop it: a synchronous V1 engine that keeps no accounts."""
+        keeps = (self.retain, self.service, self.fair, self.offload)
+        waits = self.asynchronous or self.gate or self.speculates
+        return self.family == "v1" and not waits and all(kept is None for kept in keeps)
+
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"unknown scheduler family {self.family!r}, expected one of {FAMILIES}")
@@ -82,6 +89,7 @@ class SimStatic:
     block_size: int = 16  # tokens per KV block
     num_paused: int = 0  # paused programs a lane can hold; 0 = every program has one turn
     graphs: bool = False  # programs may be graphs of turns (`Requests.edges`); False = chains
+    rounds: bool = False  # programs are released in rounds (sim/rounds.py), not by their arrival times
     num_classes: int = 1
     tenants: bool = False  # classes are tenants whose service is measured (sim/ledger.py)
     ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
@@ -113,6 +121,8 @@ class SimStatic:
             raise ValueError(f"queue_capacity must be a power of two, got {self.queue_capacity}")
         if self.graphs and not self.num_paused:
             raise ValueError("graphs need num_paused > 0: the turns that wait for their pause")
+        if self.rounds and not (self.num_paused and self.scheduler.stops_for_rounds):
+            raise ValueError("rounds need num_paused > 0 and a scheduler that can stop for them")
         if self.trace and self.max_run_steps != 1:
             raise ValueError("trace needs max_run_steps = 1")
         if self.prefix_cache not in CACHES:

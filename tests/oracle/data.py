@@ -132,6 +132,10 @@ class Workload:
     waits: list[list[tuple[int, str, int]]] | None = None
     not_before: list[int] | None = None
 
+    #: Rounds of rollouts: programs that end one, programs in the system when one begins, us between two. Arrival times
+    #: are then not read.
+    rounds: tuple[int, int, int] | None = None
+
     #: What bounds know of each turn: work left of its program, work to compute its history again, largest context.
     remaining_us: list[int] | None = None
     history_us: list[int] | None = None

@@ -11,6 +11,7 @@ from tests.oracle import admission, attained, due, fairness, other_engines, vllm
 from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
 from tests.oracle.data import EngineConfig, Record, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
+from tests.oracle.rounds import Rounds, fresh_pool
 from tests.oracle.speculation import MOST, Bits, decodes_now
 from tests.oracle.tiers import Load, Store, Tiers
 
@@ -76,6 +77,7 @@ class Instance:
         self.smallest_gap = 1.0  # closest ewsjf decision so far (see orders.Choice)
         self.num_joined = self.num_left = 0  # requests that entered the queue; that finished or timed out
         self._wake_us: int | None = None  # an arrival found the instance idle
+        self.rounds: Rounds | None = None  # of rollouts
 
     # Events ----------------------------------------------------------------------------------------------------------
 
@@ -115,6 +117,8 @@ class Instance:
         """Outputs of the step that ends now, then schedule(). Returns the finished requests in order."""
         self._wake_us = None
         finished = self._process_outputs(self.in_flight.popleft()) if self.in_flight else []
+        if self.rounds is not None and self.rounds.stops(self, finished, now_us):
+            return finished
         depth = 2 if self.config.asynchronous else 1
         while len(self.in_flight) < depth:
             call = self._schedule(now_us)
@@ -123,6 +127,21 @@ class Instance:
                 break
         self._check()
         return finished
+
+    def wake(self, at_us: int) -> None:
+        """An idle instance has an event at that time."""
+        self._wake_us = at_us
+
+    def stop(self, now_us: int, until_us: int) -> None:
+        """The end of a round: what runs is taken out, the last admitted first, and the KV pool is emptied."""
+        call = Call(now_us, 0)
+        for request in list(reversed(self.running)):
+            self.preempt(call, request)
+            self.noted["stopped"] += 1
+        self.pool = fresh_pool(self)
+        for request in self.waiting:  # a pool has names of its own for contents
+            request.block_hashes.clear()
+        self._wake_us = until_us
 
     # What the scheduler functions use --------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Speculative decoding in plain Python (docs/semantics.md, 15)."""
+"""Speculative decoding in plain Python (docs/semantics.md, 16)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Speculative decoding: the machine equals the reference; without drafts it is the machine without speculation.
 
-docs/semantics.md, section 15.
+docs/semantics.md, section 16.
 """
 
 from __future__ import annotations
