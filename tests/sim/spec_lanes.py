@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
 from jaxsched.policies.base import DRAFT_PARAMETERS
@@ -71,9 +71,10 @@ def to_machine(lanes: Sequence[Speculation]) -> tuple[SpecParams, DraftParams]:
     def column(name: str) -> np.ndarray:
         return np.asarray([getattr(lane, name) for lane in lanes], np.int32)
 
-    model = SpecParams(
+    model: dict[str, Any] = dict(
         accept=column("chances"), mean=column("means"), head=column("head"), draft_pass_us=column("pass_us"),
         draft_token=column("token"),
     )  # fmt: skip
     names = ("most", "least", "stop_below", "by_batch", "outputs")
-    return jax.tree.map(np.asarray, model), DraftParams(**{name: column(name) for name in names})
+    rule: dict[str, Any] = {name: column(name) for name in names}
+    return SpecParams(**model), DraftParams(**rule)

@@ -63,7 +63,8 @@ def _with(params: SimParams, lanes: list[Lane], **changes: int) -> SimParams:
 
 
 def _ends(state: State) -> np.ndarray:
-    return np.asarray(join_us(state.record.finish[..., 0], state.record.finish[..., 1]))
+    finish = np.asarray(state.record.finish)
+    return join_us(finish[..., 0], finish[..., 1])
 
 
 @pytest.mark.slow
