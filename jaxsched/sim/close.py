@@ -12,6 +12,7 @@ from jaxsched.sim.clock import NEVER_US
 from jaxsched.sim.event import Event, ceil_blocks, count, set_where, slot_with
 from jaxsched.sim.leave import RUN_BINS, add_area
 from jaxsched.sim.rows import earliest
+from jaxsched.sim.speculate import step_drafts_us
 from jaxsched.sim.state import Col, Count, Flag, Hist
 from jaxsched.timing.step_time import constant_us, context_us, prefill_quad, quad_us
 
@@ -33,17 +34,22 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     before = slots.computed
     scheduled = tokens > 0
     decode = (tokens == 1) & (before > 0)
+    if static.scheduler.speculates:  # a row that verifies drafts reads its context once, like a decode
+        decode |= before + tokens > slots.known
     prefill = scheduled & ~decode
     total = jnp.sum(tokens)
     num_decode, num_prefill = count(decode), count(prefill)
     decode_ctx = jnp.sum(jnp.where(decode, before + 1, 0))
     prefill_tokens = total - num_decode
+    if static.scheduler.speculates:
+        decode_ctx = jnp.sum(jnp.where(decode, before + tokens, 0))
+        prefill_tokens = jnp.sum(jnp.where(prefill, tokens, 0))
     prefill_ctx = jnp.sum(jnp.where(prefill, before + tokens, 0))
     quad = jnp.sum(jnp.where(prefill, prefill_quad(tokens, before), 0))
     formed = active & (total > 0)
 
     after = before + tokens
-    emit = scheduled & (after == slots.known)
+    emit = scheduled & (after >= slots.known if static.scheduler.speculates else after == slots.known)
     num_emit = count(emit)
 
     # How many such steps in a row?
@@ -97,6 +103,8 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     constant = constant_us(timing, total, num_prefill, prefill_tokens, quad, num_decode)
     ctx = decode_ctx + timing.prefill_in_ctx * prefill_ctx
     step = jnp.arange(k, dtype=jnp.int32)
+    if static.scheduler.speculates:
+        constant += step_drafts_us(event, jnp.where(scheduled, jnp.maximum(after - slots.known, 0), 0))
     if static.mixed_runs:  # the first step, then decodes of all who get a token
         first_us = constant + context_us(timing, ctx)
         constant = constant_us(timing, num_emit, *(0 * num_emit,) * 3, num_emit)
