@@ -10,8 +10,8 @@ arrive after s and are good by t get all of their work, and hold all of their KV
 
 for a grid of windows (learning sheet 11; the windows are the demand-bound conditions of real-time scheduling, Baruah et
 al. 1990). `work` is of `work.py`; `memory` is token-seconds of its own tokens while it runs alone. Fractions are
-allowed and batches are free, so it is a bound and not a schedule. The duals are prices: good requests lost for each microsecond
-of work, or token-microsecond of memory, that there is less.
+allowed and batches are free, so it is a bound and not a schedule. The duals are prices: good requests lost for each
+microsecond of work, or token-microsecond of memory, that there is less.
 """
 
 from __future__ import annotations

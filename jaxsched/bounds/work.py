@@ -7,8 +7,8 @@ A step of T tokens takes ``f(T) + rows + attention + context``, with f(T) what e
   So a turn's **work** is ``rho`` for each of its tokens, plus its own terms: rows, prefill attention, and the context
   that each of its decode steps reads. Steps of an instance do not overlap, so instances together do at most as many
   microseconds of work in a microsecond as there are of them.
-- A turn **alone** takes a step of its own for every token after the first, each at least f(1) plus its own terms. Others
-  in the batch only add, since every term grows.
+- A turn **alone** takes a step of its own for every token after the first, each at least f(1) plus its own terms.
+  Others in the batch only add, since every term grows.
 
 Tokens that a prefix cache might hold (the program's history, the shared prefix, with block ids all but one token) count
 as cached, and the roundings of a step (three floors) are granted. Not for what makes a token cheaper than that:

@@ -69,8 +69,8 @@ def pause_features(view: PauseView) -> Float[Array, " 5"]:
 
 def gate_features(view: QueueView) -> Float[Array, "s 4"]:
     """`GATE_FEATURES` of every slot: 1; the logarithm of the first prompt less its mean over the turns of begun
-    programs that run or wait (how small it is among those it joins, whatever small is here); and of those begun ones the
-    mean logarithm of the factor by which prompts have grown since the first turn, and of the prompt itself (what it
+    programs that run or wait (how small it is among those it joins, whatever small is here); and of those begun ones
+    the mean logarithm of the factor by which prompts have grown since the first turn, and of the prompt itself (what it
     would cost to have too many). The last three are 0 where no program has begun.
     """
     first, prompt = _log(view.first_prompt_tokens), _log(view.prompt_tokens)

@@ -1,4 +1,4 @@
-"""Bounds that no schedule beats: against hand-worked cases, queueing theory, and every kind of policy in the machine."""
+"""Bounds that no schedule beats: against hand-worked cases, queueing theory, and policies in the machine."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_goodput_by_hand_is_what_fits_before_the_deadlines() -> None:
 
 
 def test_goodput_is_bounded_by_memory_where_that_is_scarce() -> None:
-    """A step takes 1,000 us whatever is in it. Answers of 101 tokens to prompts of 50 hold 100 x 50 + 5,050 token-steps."""
+    """A step takes 1,000 us whatever is in it. Answers of 101 tokens to prompts of 50: 100 x 50 + 5,050 token-steps."""
     timing = make_params(base_us=1003, token_start=[0], token_slope=[0])
     workload = single([0] * 40, [50] * 40, [101] * 40)
     found = bounds.goodput_bound(workload, timing, instances=1, pool_tokens=200, most_step_tokens=2048,
