@@ -6,7 +6,7 @@ time of drained episodes (no censoring). Salimans et al., "Evolution strategies 
 the gradient of the smoothed objective is ``1 / (n sigma) sum u_i eps_i`` over antithetic pairs ``+-eps``, u the centred
 ranks of the members; Adam takes the step. A new set of workloads is drawn in every generation, with load, pool and
 tails from the configured ranges. What is kept is an average of the means (Polyak and Juditsky, 1992, with exponential
-weights), of the generation that is best on validation workloads (other seeds).
+weights), of the last generation that validation workloads (other seeds) cannot tell from the best.
 
     python -m train configs/train/quickstart.yaml
 """

@@ -1,4 +1,5 @@
-"""Train an index policy (`jaxsched/networks/index.py`) on a scenario with `train/es.py`, and export the best average.
+"""Train an index policy (`jaxsched/networks/index.py`) on a scenario with `train/es.py`, and export it: the latest
+average of the search's means that validation workloads cannot tell from the best.
 
 Workloads of generations, of validation and of tests have different seeds: training from `TRAIN_SEEDS` on, validation
 from `VALIDATION_SEEDS` on; below are the test seeds, which nothing here looks at.
@@ -112,15 +113,18 @@ class Progress(struct.PyTreeNode):
     """Where a run stands: enough to go on with it and end at the same bits."""
 
     search: EsState
-    best: Float[Array, " w"]  # the average of means with the lowest validation cost so far
+    best: Float[Array, " w"]  # what is exported: the latest average of means as good as any so far
     best_validation: Float[Array, ""]  # its cost: mean log of the mean job completion time (s)
     best_generation: Int[Array, ""]
+    lowest: Float[Array, " v"]  # costs on the validation workloads of the average with the lowest mean so far
 
 
 def start(run: IndexRun) -> Progress:
     """All weights 0, not yet validated."""
     zero = jnp.zeros(num_weights(run.hidden, run.network), jnp.float32)
-    return Progress(es.init(run.algo, zero, jax.random.key(run.seed)), zero, jnp.float32(jnp.inf), jnp.int32(0))
+    unknown = jnp.full(run.validation_seeds, jnp.inf, jnp.float32)
+    search = es.init(run.algo, zero, jax.random.key(run.seed))
+    return Progress(search, zero, jnp.float32(jnp.inf), jnp.int32(0), unknown)
 
 
 def train(
@@ -163,8 +167,11 @@ def train(
     def validated(search: EsState, entry: dict[str, Any]) -> None:
         nonlocal progress
         lanes = dataclasses.replace(validation, weights=np.tile(np.asarray(search.average), (len(validation), 1)))
-        entry["validation"] = value = float(mean_logs(lanes).mean())
-        if value < float(progress.best_validation):
+        costs = mean_logs(lanes)
+        entry["validation"] = value = float(costs.mean())
+        if value < float(progress.lowest.mean()):
+            progress = progress.replace(lowest=jnp.asarray(costs, jnp.float32))
+        if as_good(costs, np.asarray(progress.lowest)):
             progress = progress.replace(
                 best=search.average, best_validation=jnp.float32(value), best_generation=search.generation
             )
@@ -186,6 +193,17 @@ def train(
         after(progress.search, None)
     es.minimise(run.algo, cost, progress.search, after)
     return progress
+
+
+def as_good(costs: np.ndarray, lowest: np.ndarray) -> bool:
+    """Whether costs are within one standard error of the lowest ones, paired by workload.
+
+    The one-standard-error rule (Breiman et al., "Classification and regression trees", 1984): among what the validation
+    cannot tell apart, the search goes with the longest trained. The lowest of several noisy means is a winner by luck.
+    """
+    more = np.asarray(costs, np.float64) - np.asarray(lowest, np.float64)
+    error = more.std(ddof=1) / math.sqrt(len(more)) if len(more) > 1 else 0.0
+    return bool(more.mean() <= error)
 
 
 def mean_jct_s(state: State, num_programs: int) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Lower bounds on mean latency: the SRPT relaxation, and service alone.
 
 Take away everything but work: one server that does as many microseconds of work in a microsecond as there are
-instances, that may split any job at will, with no memory, no batches and no pauses. On it, shortest remaining processing time
-first minimises the mean response time on every sample path (Schrage 1968), so no schedule of the cluster can have a
-smaller mean. Neither can it be smaller than the mean time that the jobs take alone. The larger of the two is the bound
-(learning sheet 11).
+instances, that may split any job at will, with no memory, no batches and no pauses. On it, shortest remaining
+processing time first minimises the mean response time on every sample path (Schrage 1968), so no schedule of the
+cluster can have a smaller mean. Neither can it be smaller than the mean time that the jobs take alone. The larger of
+the two is the bound (learning sheet 11).
 """
 
 from __future__ import annotations
