@@ -107,8 +107,8 @@ def test_the_latest_as_good_as_any_is_exported_and_not_a_winner_by_luck() -> Non
     """Differences 0.1, 0.1, -0.1, 0.0 by workload: mean 0.025, standard error 0.048. Always 0.1 more is worse."""
     lowest = np.array([4.0, 5.0, 3.0, 4.5])
     assert as_good(lowest, lowest)
-    assert as_good(lowest + [0.1, 0.1, -0.1, 0.0], lowest)
-    assert not as_good(lowest + [0.1, 0.1, 0.1, 0.1001], lowest)
+    assert as_good(lowest + np.array([0.1, 0.1, -0.1, 0.0]), lowest)
+    assert not as_good(lowest + np.array([0.1, 0.1, 0.1, 0.1001]), lowest)
     assert not as_good(lowest[:1] + 0.1, lowest[:1])
 
 
