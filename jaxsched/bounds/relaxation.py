@@ -64,7 +64,8 @@ def latency_bounds(
     Args:
         seeds: how many from the scenario's own on, or which.
         rate_per_s: programs per second; None: the scenario's load 1.
-        policy: whose limits count (tokens of a step); None: the scenario's own, or any that fits into the KV pool.
+        policy: whose limits count (tokens and requests of a step); None: the scenario's own, or any that fits into
+            the KV pool.
 
     Returns:
         ``jct_mean_s`` of programs, and for programs of one turn ``e2e_mean_s``, by seed (seconds, of the measured
@@ -73,7 +74,7 @@ def latency_bounds(
     found: dict[str, list[float]] = {}
     for seed in seeds_of(scenario, seeds):
         workload = workload_of(scenario, seed, rate_per_s)
-        work = turn_work(workload, scenario.timing, step_tokens(scenario, policy),
+        work = turn_work(workload, scenario.timing, *step_limits(scenario, policy),
                          prefix_cache=scenario.prefix_cache != "off")  # fmt: skip
         bound_s = _mean_jct_us(workload, work, scenario) * 1e-6
         found.setdefault("jct_mean_s", []).append(bound_s)
@@ -86,15 +87,18 @@ def _mean_jct_us(workload: Workload, work: TurnWork, scenario: Scenario) -> floa
     """Of the measured programs; the others are left out, as if they took nothing."""
     first = np.flatnonzero(workload.turn == 0)
     number = np.cumsum(workload.turn == 0) - 1  # of its program
-    total = np.bincount(number, work.work_us)
     if workload.edges is None:
         alone = np.bincount(number, work.alone_us + np.where(workload.turn > 0, workload.pause_us, 0))
     else:  # turns of a graph run side by side
         alone = np.zeros(len(first))
         np.maximum.at(alone, number, work.alone_us)
     cohort = measured(scenario, len(first))
-    responses = srpt_responses(workload.arrival_us[first][cohort], total[cohort], scenario.num_instances)
-    return max(float(responses.mean()), float(alone[cohort].mean()))
+    arrival_us = workload.arrival_us[first][cohort]
+    means = [
+        float(srpt_responses(arrival_us, np.bincount(number, each)[cohort], scenario.num_instances).mean())
+        for each in work.work_us
+    ]
+    return max(*means, float(alone[cohort].mean()))
 
 
 # -- What a run of a scenario consists of -----------------------------------------------------------------------------
@@ -126,11 +130,14 @@ def measured(scenario: Scenario, num_programs: int) -> slice:
     )
 
 
-def step_tokens(scenario: Scenario, policy: Policy | None = None) -> int:
-    """Tokens that a step may have."""
+def step_limits(scenario: Scenario, policy: Policy | None = None) -> tuple[int, int]:
+    """Tokens that a step may have, and requests that may run at once."""
     policy = policy or scenario.policy
     pool = scenario.usable_blocks * scenario.block_size
-    if policy is None or policy.scheduler.spec.family in ("orca", "static", "v0"):
-        return pool
+    if policy is None:
+        return pool, scenario.usable_blocks
     settings = policy.settings()
-    return min(pool, int(max(settings["token_budget"], settings["max_num_seqs"])))
+    running = min(int(settings["max_num_seqs"]), scenario.usable_blocks)
+    if policy.scheduler.spec.family in ("orca", "static", "v0"):
+        return pool, running
+    return min(pool, int(max(settings["token_budget"], running))), running

@@ -3,10 +3,12 @@
 A step of T tokens takes ``f(T) + rows + attention + context``, with f(T) what every step of T tokens takes
 (`jaxsched/timing/step_time.py`). Of any schedule:
 
-- A token's share of f is at least ``rho = min over T <= T_max of f(T) / T``: a step of T tokens takes f(T) >= rho T.
-  So a turn's **work** is ``rho`` for each of its tokens, plus its own terms: rows, prefill attention, and the context
-  that each of its decode steps reads. Steps of an instance do not overlap, so instances together do at most as many
-  microseconds of work in a microsecond as there are of them.
+- For every slope s, ``f(T) >= c + s T`` with ``c = min over T of f(T) - s T``: a part for the step, and one for each
+  token. At most S requests run at once, so D decode tokens take at least D / S steps. So a turn's **work** is s for
+  each of its tokens and c / S for each decode token, plus its own terms: rows, prefill attention, and the context that each
+  of its decode steps reads. Steps of an instance do not overlap, so instances together do at most as many microseconds
+  of work in a microsecond as there are of them. Each s from 0 to the cheapest share of a token, ``min f(T) / T``, is
+  another account of the same time, and all of them hold.
 - A turn **alone** takes a step of its own for every token after the first, each at least f(1) plus its own terms.
   Others in the batch only add, since every term grows.
 
@@ -26,14 +28,16 @@ from jaxsched.workloads import Workload
 
 #: Three terms of a step are rounded down, each by less than this many microseconds.
 ROUNDING_US = 3.0
+#: Slopes at which work is counted.
+ACCOUNTS = 6
 _UNIT = 1.0 / (1 << SLOPE_BITS)
 
 
 @dataclasses.dataclass(frozen=True)
 class TurnWork:
-    """Of every turn of a workload, in its order; microseconds, float64 ``[turns]``."""
+    """Of every turn of a workload, in its order; microseconds, float64 ``[turns]`` where not said otherwise."""
 
-    work_us: np.ndarray  # engine time that its tokens take away from others
+    work_us: np.ndarray  # [accounts, turns] engine time that its tokens take away from others
     alone_us: np.ndarray  # from its arrival to its last token on an idle engine
     first_us: np.ndarray  # ... to its first token
 
@@ -53,14 +57,23 @@ def token_us(timing: StepTimeParams, most_tokens: int) -> np.ndarray:
     return np.minimum.accumulate(np.maximum(step_us(timing, tokens) - ROUNDING_US, 0.0) / tokens)
 
 
+def accounts_us(timing: StepTimeParams, most_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(c, s) ``[accounts]``: a step of up to `most_tokens` tokens takes at least c and s for each of them."""
+    tokens = np.arange(1, most_tokens + 1)
+    step = np.maximum(step_us(timing, tokens) - ROUNDING_US, 0.0)
+    slopes = np.min(step / tokens) * np.linspace(0.0, 1.0, ACCOUNTS)
+    return np.maximum(np.min(step - slopes[:, None] * tokens, axis=1), 0.0), slopes
+
+
 def turn_work(
-    workload: Workload, timing: StepTimeParams, most_step_tokens: int, *, prefix_cache: bool = True
+    workload: Workload, timing: StepTimeParams, most_step_tokens: int, most_running: int, *, prefix_cache: bool = True
 ) -> TurnWork:
     """The least work and time of every turn.
 
     Args:
         timing: of the instances (no lane axes).
         most_step_tokens: tokens that a step may have: the budget, or all that may run at once where that is more.
+        most_running: requests that may run at once in an instance.
         prefix_cache: whether KV of earlier requests may be used.
     """
     prompt, output = workload.prompt_tokens.astype(np.float64), workload.output_tokens.astype(np.float64)
@@ -77,8 +90,9 @@ def turn_work(
     rho = token_us(timing, most_step_tokens)
     own = rho[np.minimum(fresh, most_step_tokens).astype(np.int64) - 1]  # alone a step has no more than its own tokens
     first_us = fresh * own + prefill
+    step, each = (share[:, None] for share in accounts_us(timing, most_step_tokens))
     return TurnWork(
-        work_us=(fresh + later) * rho[-1] + prefill + decode,
+        work_us=(fresh + later) * each + later * step / most_running + prefill + decode,
         alone_us=first_us + later * max(float(step_us(timing, np.array([1]))[0]) - ROUNDING_US, 0.0) + decode,
         first_us=first_us,
     )

@@ -41,9 +41,12 @@ def test_a_token_costs_at_least_its_share_of_the_largest_step() -> None:
 def test_work_of_one_request_by_hand() -> None:
     """97 us a step, 2 us a token, 1 ns per context token: prompt 4, 3 tokens, steps of up to 10 tokens."""
     timing = affine(100, 2, 1000)
-    found = bounds.turn_work(single([0], [4], [3]), timing, 10)
+    found = bounds.turn_work(single([0], [4], [3]), timing, 10, 8)
     rho = (97 + 20) / 10
-    np.testing.assert_allclose(found.work_us, [6 * rho + (5 + 6)])  # contexts of 4 + 1 and 4 + 2 tokens
+    np.testing.assert_allclose(found.work_us[-1], [6 * rho + (5 + 6)])  # contexts of 4 + 1 and 4 + 2 tokens
+    np.testing.assert_allclose(found.work_us[0], [2 * (97 + 2) / 8 + (5 + 6)])
+    slope = 0.4 * rho  # above 2 us, so the fixed part is least at 10 tokens
+    np.testing.assert_allclose(found.work_us[2], [6 * slope + 2 * (117 - 10 * slope) / 8 + (5 + 6)])
     np.testing.assert_allclose(found.first_us, [97 + 8])
     np.testing.assert_allclose(found.alone_us, [97 + 8 + 2 * 99 + 11])
 
@@ -77,7 +80,9 @@ def test_goodput_by_hand_is_what_fits_before_the_deadlines() -> None:
     """Ten requests at once, each 1,000 us of work and all due after 3,500 us: three and a half."""
     timing = make_params(base_us=3, token_start=[0], token_slope=[100 << 8])
     workload = single([0] * 10, [10] * 10, [1] * 10)
-    common = dict(instances=1, pool_tokens=10**6, most_step_tokens=10, ttft_us=[3500], tpot_us=[NO_LIMIT_US])
+    common = dict(
+        instances=1, pool_tokens=10**6, most_step_tokens=10, most_running=99, ttft_us=[3500], tpot_us=[NO_LIMIT_US]
+    )
     found = bounds.goodput_bound(workload, timing, e2e_us=[NO_LIMIT_US], **common)
     assert found.good == pytest.approx(3.5, rel=1e-6) and found.hopeless == 0
     assert found.work_price == pytest.approx(1 / 1000) and found.memory_price == 0
@@ -90,17 +95,30 @@ def test_goodput_is_bounded_by_memory_where_that_is_scarce() -> None:
     """A step takes 1,000 us whatever is in it. Answers of 101 tokens to prompts of 50: 100 x 50 + 5,050 token-steps."""
     timing = make_params(base_us=1003, token_start=[0], token_slope=[0])
     workload = single([0] * 40, [50] * 40, [101] * 40)
-    found = bounds.goodput_bound(workload, timing, instances=1, pool_tokens=200, most_step_tokens=2048,
-                                 ttft_us=[NO_LIMIT_US], tpot_us=[NO_LIMIT_US], e2e_us=[1_000_000])  # fmt: skip
+    limits = dict(ttft_us=[NO_LIMIT_US], tpot_us=[NO_LIMIT_US], e2e_us=[1_000_000])
+    cluster = dict(instances=1, pool_tokens=200, most_step_tokens=2048, most_running=99)
+    found = bounds.goodput_bound(workload, timing, **cluster, **limits)
     assert found.good == pytest.approx(200 * 1000 / (100 * 50 + 5050), rel=1e-6)
     assert found.memory_price > 0 and found.work_price == 0
+
+
+def test_goodput_is_bounded_by_seats_and_by_the_steps_that_so_many_seats_need() -> None:
+    """A step takes 1,000 us; answers of 101 tokens (101 steps) until 1 s: two seats have 2 s of steps."""
+    timing = make_params(base_us=1003, token_start=[0], token_slope=[0])
+    workload = single([0] * 40, [50] * 40, [101] * 40)
+    limits = dict(ttft_us=[NO_LIMIT_US], tpot_us=[NO_LIMIT_US], e2e_us=[1_000_000])
+    common = dict(instances=1, pool_tokens=10**6, most_step_tokens=2048, most_running=2, **limits)
+    found = bounds.goodput_bound(workload, timing, **common)
+    prefill_us = 50 * 1000 / 50  # the cheapest share of a step of its own 50 tokens
+    by_seats, by_steps = 2_000_000 / (100 * 1000 + prefill_us), 1_000_000 / (100 * 1000 / 2)
+    assert found.good == pytest.approx(min(by_seats, by_steps), rel=1e-6)
 
 
 def test_goodput_of_programs_has_no_such_bound() -> None:
     two = Workload.build("two turns", arrival_us=np.array([0, 0]), program=np.array([0, 0]), turn=np.array([0, 1]),
                          prompt_tokens=np.array([9, 30]), output_tokens=np.array([4, 4]))  # fmt: skip
     with pytest.raises(UserError, match="programs of several turns"):
-        bounds.goodput_bound(two, affine(10, 1, 0), instances=1, pool_tokens=99, most_step_tokens=9,
+        bounds.goodput_bound(two, affine(10, 1, 0), instances=1, pool_tokens=99, most_step_tokens=9, most_running=9,
                              ttft_us=[1], tpot_us=[1], e2e_us=[1])  # fmt: skip
 
 
