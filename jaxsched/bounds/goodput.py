@@ -54,8 +54,8 @@ class GoodputBound:
 
 def goodput_bound(
     workload: Workload, timing: StepTimeParams, *, instances: int, pool_tokens: int, most_step_tokens: int,
-    most_running: int,    ttft_us: Sequence[int], tpot_us: Sequence[int], e2e_us: Sequence[int], prefix_cache: bool = True,
-    cohort: slice = slice(None), grid: int = GRID,
+    most_running: int, ttft_us: Sequence[int], tpot_us: Sequence[int], e2e_us: Sequence[int],
+    prefix_cache: bool = True, cohort: slice = slice(None), grid: int = GRID,
 ) -> GoodputBound:  # fmt: skip
     """At most so many requests of a workload can be good.
 

@@ -5,10 +5,10 @@ A step of T tokens takes ``f(T) + rows + attention + context``, with f(T) what e
 
 - For every slope s, ``f(T) >= c + s T`` with ``c = min over T of f(T) - s T``: a part for the step, and one for each
   token. At most S requests run at once, so D decode tokens take at least D / S steps. So a turn's **work** is s for
-  each of its tokens and c / S for each decode token, plus its own terms: rows, prefill attention, and the context that each
-  of its decode steps reads. Steps of an instance do not overlap, so instances together do at most as many microseconds
-  of work in a microsecond as there are of them. Each s from 0 to the cheapest share of a token, ``min f(T) / T``, is
-  another account of the same time, and all of them hold.
+  each of its tokens and c / S for each decode token, plus its own terms: rows, prefill attention, and the context
+  that each of its decode steps reads. Steps of an instance do not overlap, so instances together do at most as many
+  microseconds of work in a microsecond as there are of them. Each s from 0 to the cheapest share of a token, ``min
+  f(T) / T``, is another account of the same time, and all of them hold.
 - A turn **alone** takes a step of its own for every token after the first, each at least f(1) plus its own terms.
   Others in the batch only add, since every term grows.
 
