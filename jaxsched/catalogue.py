@@ -9,7 +9,17 @@ from jaxsched.errors import UserError
 
 
 def _policies() -> list[dict[str, Any]]:
-    from jaxsched.policies import EARLY_REJECT, GATE, OFFLOADS, PEAK, RETENTIONS, SCHEDULERS
+    from jaxsched.policies import (
+        APRIL,
+        EARLY_REJECT,
+        GATE,
+        OFFLOADS,
+        PEAK,
+        PREFIX_GROUPS,
+        RETENTIONS,
+        SCHEDULERS,
+        SPECULATIONS,
+    )
 
     rows = [{"name": name, "summary": s.summary, "source": s.source} for name, s in SCHEDULERS.items()]
     # Retention rules and the gate go with any V1 scheduler; shown with one of them.
@@ -22,6 +32,11 @@ def _policies() -> list[dict[str, Any]]:
     rows.append({"name": f"gittins+{GATE}", "summary": gate, "source": source})
     early = "refuses, when it is considered, who can no longer meet the limits of its class"
     rows.append({"name": f"edd+{EARLY_REJECT}", "summary": early, "source": "Qin et al., Mooncake, 2024 (section 7)"})
+    groups = "jobs handed over together run in groups of one shared prefix, most outputs per prompt token first"
+    rows.append({"name": f"vllm+{PREFIX_GROUPS}", "summary": groups, "source": "Zheng et al., BatchLLM, MLSys 2026"})
+    april = "rounds of rollouts begin with more than they need; what is not done is carried on to the next"
+    rows.append({"name": f"vllm+{APRIL}", "summary": april, "source": "Zhou et al., APRIL, 2025 (arXiv 2509.18521)"})
+    rows += [{"name": f"vllm+{n}", "summary": s.summary, "source": s.source} for n, s in SPECULATIONS.items()]
     peak = "bound: the gate on true final contexts"
     return [*rows, {"name": f"srpt_program+clair+{PEAK}", "summary": peak, "source": source}]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxsched.errors import UserError
 from jaxsched.metrics.result import RolloutResult
 from jaxsched.policies.base import Policy
 from jaxsched.report import ComparisonData, Timeline
@@ -24,7 +25,8 @@ COMPARED = (
     "queueing_mean_s", "queueing_p99_s", "normalised_mean_s", "jct_mean_s", "jct_p99_s", "jct_max_s", "slowdown_mean",
     "slowdown_p99", "goodput_per_s",
     "slo_attainment", "throughput_per_s", "batch_mean", "kv_used_fraction", "preemptions", "recomputed_tokens",
-    "engine_steps", "gpu_seconds", "service_gap_tokens", "service_gap_of_bound", "jain_service",
+    "engine_steps", "gpu_seconds", "makespan_s",
+    "output_tokens_per_s", "prefix_saving", "service_gap_tokens", "service_gap_of_bound", "jain_service",
 )  # fmt: skip
 
 #: Programs per lane when the capacity of a synthetic workload is measured.
@@ -132,7 +134,15 @@ def compare(
     for policy in policies.values():
         scenario.check(policy)
     capacity = None
-    if capacity_per_s is None:
+    if scenario.is_job_list:
+        if len(loads) > 1:
+            raise UserError(
+                f"loads {', '.join(f'{load:g}' for load in loads)} of a list of jobs",
+                where=f"scenario {scenario.name}, compare.loads",
+                expected="one load: all jobs are there at time 0, so there is no rate to multiply",
+            )
+        capacity_per_s, note = scenario.rate_per_s, "a list of jobs: all there at time 0, rates mean nothing"
+    elif capacity_per_s is None:
         of = capacity_of or baseline
         say(f"measuring the capacity of {of}", 0, 1)
         few = seeds[:capacity_seeds]

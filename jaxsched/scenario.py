@@ -12,6 +12,7 @@ from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy
 from jaxsched.sim.build import NO_LIMIT_US
 from jaxsched.sim.machine import LONGEST_RUN_US
+from jaxsched.speculation import DraftModel
 from jaxsched.tiering import ClusterTiers, Tier, tier_params
 from jaxsched.timing import StepTimeParams, check_range
 from jaxsched.workloads import Preset, Workload
@@ -75,12 +76,23 @@ class Scenario:
     prediction_error: float = 0.0
     seed: int = 0
     policy: Policy | None = None  # the configured one
+    speculation: DraftModel | None = None  # who drafts tokens, for policies that speculate
     notes: tuple[str, ...] = ()  # e.g. how the KV capacity was derived
     config: Any = None  # the ScenarioConfig it came from
 
     @property
     def is_trace(self) -> bool:
         return isinstance(self.workload, Workload)
+
+    @property
+    def is_job_list(self) -> bool:
+        """Whether all programs are there at one instant, so that arrival rates mean nothing."""
+        return self.workload.is_job_list
+
+    @property
+    def rounds(self) -> tuple[int, int] | None:
+        """Programs that end a round of rollouts, and us until the next begins; None = there are no rounds."""
+        return self.workload.rounds if isinstance(self.workload, Preset) else None
 
     @property
     def num_classes(self) -> int:
@@ -122,6 +134,16 @@ class Scenario:
             )
         if rule is not None and self.tiers is not None:
             tier_params(self.tiers, settings)
+        self._check_rounds(policy)
+        if policy.scheduler.spec.speculates:
+            policy.params(self.usable_blocks)
+            if self.speculation is None:
+                raise UserError(
+                    f"policy {policy.name} drafts tokens, and the scenario has no draft model",
+                    where=f"scenario {self.name}, speculation",
+                    expected="a section `speculation`",
+                    hint="Add e.g. speculation: {acceptance: 0.7, draft_pass_us: 2000}.",
+                )
         whole = policy.scheduler.spec.family in ("orca", "static", "v0")
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
         budget = tokens if whole else int(max(settings["token_budget"], seqs))
@@ -146,6 +168,35 @@ class Scenario:
                     expected="prompt + output tokens to fit into the KV pool of one instance",
                     hint="Raise cluster.kv_blocks, or use more GPUs per instance (timing.tp).",
                 )
+
+    def _check_rounds(self, policy: Policy) -> None:
+        """Refuse rounds that could never end, and what cannot stop for them."""
+        where = f"scenario {self.name}"
+        if self.rounds is None:
+            if policy.scheduler.round_params:
+                raise UserError(
+                    f"policy {policy.name} begins rounds of rollouts, and workload {self.workload.name} has none",
+                    where=where, expected="preset rollouts",
+                )  # fmt: skip
+            return
+        if not policy.scheduler.spec.stops_for_rounds:
+            raise UserError(
+                f"policy {policy.name} cannot stop at the end of a round", where=where,
+                expected="a synchronous V1 engine without retention, gate, offload, attained service or accounts",
+            )  # fmt: skip
+        if any(self.timeouts()) or policy.scheduler.spec.rejects_late:
+            raise UserError("rounds and timeouts: a rollout that is dropped is never done", where=where,
+                            expected="no timeout_ms, no early rejection")  # fmt: skip
+        spec = self.workload.spec  # type: ignore[union-attr]
+        longest = spec.max_prompt_tokens + spec.max_output_tokens - 1
+        pool = self.usable_blocks * self.block_size
+        whole = policy.settings()["chunked_prefill"] == 0
+        most = min(pool, int(policy.settings()["token_budget"])) if whole else pool
+        if longest > most:
+            raise UserError(
+                f"a rollout may have {longest} tokens and be refused, and then its round never ends", where=where,
+                expected=f"max_prompt_tokens + max_output_tokens - 1 <= {most}, what an instance can take",
+            )  # fmt: skip
 
 
 def from_config(config: ScenarioConfig) -> Scenario:
@@ -181,6 +232,7 @@ def from_config(config: ScenarioConfig) -> Scenario:
         warmup_fraction=config.metrics.warmup_fraction, cooldown_fraction=config.metrics.cooldown_fraction,
         horizon_us=None if config.horizon_s is None else round(config.horizon_s * 1e6),
         gpus_per_instance=gpus, prediction_error=config.workload.prediction_error, seed=config.seed, policy=policy,
+        speculation=None if config.speculation is None else DraftModel(**config.speculation.model_dump()),
         notes=tuple(notes), config=config,
     )  # fmt: skip
 
@@ -283,10 +335,12 @@ def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:
     w = config.workload
     if w.tenants:
         preset = _mixture(config)
+        preset = preset.as_job_list() if w.offline else preset
         return preset, int(w.num_requests or 0), (w.rate_per_s or preset.rate_per_s) * w.load
     if w.preset is not None:
         check_name(config, "workload.preset", w.preset, list(list_presets()), "workload preset")
         preset = get_preset(w.preset).with_options(**w.options)
+        preset = preset.as_job_list() if w.offline else preset
         return preset, int(w.num_requests or 0), (w.rate_per_s or preset.rate_per_s) * w.load
     if w.format != "auto":
         check_name(config, "workload.format", w.format, list(list_formats()), "trace format")
@@ -300,6 +354,7 @@ def _workload(config: ScenarioConfig) -> tuple[Preset | Workload, int, float]:
     if w.rate_per_s is not None:
         trace = trace.to_rate(w.rate_per_s)
     trace = trace.scale_load(w.load) if w.load != 1.0 else trace
+    trace = trace.as_job_list() if w.offline else trace
     rate = trace.rate_per_s if trace.span_s > 0 else float(trace.num_programs)  # one instant has no rate of its own
     return trace, min(w.num_requests or trace.num_programs, trace.num_programs), rate
 

@@ -19,16 +19,20 @@ from jaxsched.caching import with_block_size, with_cache, with_graphs
 from jaxsched.errors import UserError
 from jaxsched.foresight import with_foresight, with_turn_numbers
 from jaxsched.metrics.result import RolloutResult, Trajectory
+from jaxsched.policies.april import in_flight
 from jaxsched.policies.base import Policy
+from jaxsched.policies.batchllm import in_group_order
 from jaxsched.scenario import Scenario
 from jaxsched.sim.build import NO_LIMIT_US, make_params, make_static
 from jaxsched.sim.clock import split_us
 from jaxsched.sim.machine import advance, init_state, is_done
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.rounds import RoundParams
+from jaxsched.sim.speculate import SpecParams
 from jaxsched.sim.state import GONE, Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
-from jaxsched.slots import first_slots
+from jaxsched.slots import MIN_SLOTS, first_slots, mean_turn
 from jaxsched.tiering import ClusterTiers, tier_params
 from jaxsched.workloads import Preset, Workload
 from jaxsched.xla import compiler_options
@@ -61,6 +65,12 @@ class Lanes:
 def params_of(scenario: Scenario, policy: Policy) -> SimParams:
     """What every lane of a policy on a scenario has in common; seed and measured cohort are those of `make_params`."""
     tiers = _tiers(scenario, policy)
+    rounds = None
+    if scenario.rounds is not None:
+        target, update_us = scenario.rounds
+        rounds = RoundParams(
+            target=jnp.int32(target), in_flight=jnp.int32(in_flight(policy, target)), update_us=jnp.int32(update_us)
+        )
     return make_params(
         policy,
         scenario.timing,
@@ -76,6 +86,8 @@ def params_of(scenario: Scenario, policy: Policy) -> SimParams:
         horizon_us=scenario.horizon_us,
         tenant_weights=scenario.tenant_weights(),
         tiers=None if tiers is None else tier_params(tiers, policy.settings()),
+        rounds=rounds,
+        speculation=_speculation(scenario, policy),
     )
 
 
@@ -96,6 +108,13 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
 def _tiers(scenario: Scenario, policy: Policy) -> ClusterTiers | None:
     """The memory behind HBM, if there is any and the policy uses it."""
     return scenario.tiers if policy.scheduler.spec.offload is not None else None
+
+
+def _speculation(scenario: Scenario, policy: Policy) -> SpecParams | None:
+    """The draft model, if the policy uses it."""
+    if not policy.scheduler.spec.speculates or scenario.speculation is None:
+        return None
+    return scenario.speculation.params()
 
 
 def synthetic_lanes(scenario: Scenario, policy: Policy, seeds: Sequence[int], rates: Sequence[float]) -> Lanes:
@@ -126,12 +145,13 @@ def _generator(preset: Preset, num_programs: int, prediction_error: float):
 def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: int, seeds: Sequence[int]) -> Lanes:
     """One lane per window of the trace; all lanes share the table. Windows of `num_programs` start evenly spaced."""
     trace = with_block_size(trace, scenario)
-    requests = _with_truth(policy, trace.to_requests(block_size=scenario.block_size), scenario)
     width, total = scenario.num_programs, trace.num_programs
     if num_lanes > 1 and scenario.num_programs * num_lanes > total:
         width = max(total // num_lanes, 1)
     first = np.linspace(0, total - width, num_lanes).astype(np.int64)
     stop = first + width
+    requests = trace.to_requests(block_size=scenario.block_size)
+    requests = _with_truth(policy, requests, scenario, cuts=np.concatenate([first, stop]))
     params, axes = _lane_params(scenario, policy, np.asarray(seeds), first, stop)
     requests = requests.replace(num_programs=jnp.asarray(stop, jnp.int32))
     request_axes = jax.tree.map(lambda _: None, requests).replace(num_programs=0)
@@ -139,8 +159,13 @@ def trace_lanes(scenario: Scenario, policy: Policy, trace: Workload, num_lanes: 
     return Lanes(params, axes, requests, request_axes, first, trace.program_arrival_us[first], turns)
 
 
-def _with_truth(policy: Policy, requests: Requests, scenario: Scenario) -> Requests:
-    """What bounds know: true output lengths, or what is left of programs. What rules learn from at a program's end."""
+def _with_truth(policy: Policy, requests: Requests, scenario: Scenario, cuts: np.ndarray | None = None) -> Requests:
+    """What bounds know: true output lengths, or what is left of programs. What rules learn from at a program's end.
+
+    And the order of a job list (`cuts`: rows that it must not move across).
+    """
+    if policy.scheduler.orders_jobs:
+        requests = in_group_order(requests, scenario.block_size, cuts)
     if policy.scheduler.sees_true_length:
         requests = requests.replace(predicted_tokens=requests.output_tokens)
     retain = policy.scheduler.spec.retain
@@ -162,7 +187,8 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         delayed_cache=scenario.cache_delay_us > 0,
         max_run_steps=scenario.max_run_steps,
         block_size=scenario.block_size,
-        num_paused=scenario.max_paused_programs,
+        num_paused=max(scenario.max_paused_programs, int(scenario.rounds is not None)),
+        rounds=scenario.rounds is not None,
         num_classes=scenario.num_classes,
         tenants=bool(scenario.tenants),
         host_tier=tiers is not None,
@@ -181,6 +207,10 @@ def with_first_slots(static: SimStatic, scenario: Scenario, requests: Requests, 
     """
     if scenario.num_slots is not None or static.scheduler.order is not None:
         return static
+    if scenario.is_job_list:  # as many as memory holds
+        prompt, output, _ = mean_turn(requests)
+        held = scenario.usable_blocks * scenario.block_size / (prompt + output)
+        return static.with_slots(max(1 << int(held).bit_length(), MIN_SLOTS))
     per_instance = rate_per_s / scenario.num_instances
     return static.with_slots(first_slots(static.full_slots, scenario.timing, requests, per_instance))
 
@@ -442,7 +472,7 @@ def rollouts(
         return results
     for rate in rates_per_s:
         trace = scenario.workload
-        trace = trace if rate == scenario.rate_per_s else trace.to_rate(rate)
+        trace = trace if rate == scenario.rate_per_s or scenario.is_job_list else trace.to_rate(rate)
         lanes = trace_lanes(scenario, policy, trace, len(seeds), seeds)
         state, trajectory = run(prepared(lanes.requests, rate), lanes)
         results.append(_result(scenario, policy, seeds, rate, static, lanes, state, trajectory))

@@ -19,7 +19,15 @@ def test_the_page_is_what_the_code_and_the_configurations_say() -> None:
 
 def test_every_policy_has_an_entry_with_a_source_and_a_comparison_that_runs_it() -> None:
     entries = dict(re.findall(r"^### `\+?(.*?)`\n(.*?)(?=^##|\Z)", PAGE.read_text(), re.DOTALL | re.MULTILINE))
-    parts = [*policies.RETENTIONS, *policies.OFFLOADS, policies.GATE, policies.PEAK, policies.EARLY_REJECT]
+    parts = [
+        *policies.RETENTIONS,
+        *policies.OFFLOADS,
+        policies.GATE,
+        policies.PEAK,
+        policies.EARLY_REJECT,
+        policies.PREFIX_GROUPS,
+        policies.APRIL,
+    ]
     for name in [*policies.SCHEDULERS, *parts, *policies.ROUTERS]:
         assert re.search(r"Decides: \w.*Source: \w", entries[name]), name
         assert "Runs in: `configs/compare/" in entries[name], name

@@ -14,6 +14,7 @@ from jaxsched.metrics.histogram import NUM_BINS, mean_us, quantile_us, upper_edg
 from jaxsched.metrics.programs import program_metrics
 from jaxsched.metrics.tenants import tenant_metrics, tenant_slowdowns
 from jaxsched.sim.clock import join_us
+from jaxsched.sim.speculate import ACCEPTED, DRAFT_US, DRAFTED, OUTPUTS, ROUNDS
 from jaxsched.sim.state import Count, Fate, Flag, Hist, Record, State
 
 if TYPE_CHECKING:
@@ -121,6 +122,9 @@ class RolloutResult:
                 metrics[f"{name}_{label}_s"] = quantile_us(values, q) * 1e-6
         metrics["tbt_p999_s"] = quantile_us(total[:, Hist.TBT], 0.999) * 1e-6
         measured_s = spans * (1.0 - scenario.warmup_fraction - scenario.cooldown_fraction)
+        sim_s = np.maximum(trajectory.t_s[:, -1], 1e-9)
+        if scenario.is_job_list:  # all there at one instant: measured until the last is done
+            spans = measured_s = sim_s
         measured_s = np.maximum(measured_s, 1e-9)
         class_good = np.asarray(m.class_good)
         good, finished = class_good.sum(1), np.asarray(m.class_finished).sum(1)
@@ -131,7 +135,6 @@ class RolloutResult:
             metrics[f"goodput_{slo.name}_per_s"] = class_good[:, c] / measured_s
         metrics["throughput_per_s"] = _throughput(trajectory, spans, scenario.warmup_fraction)
         metrics["measured_finished"] = finished.astype(np.float64)
-        sim_s = np.maximum(trajectory.t_s[:, -1], 1e-9)
         busy_s = counts[:, Count.BUSY_US] * 1e-6
         area = np.asarray(m.area, np.float64).sum(-1) * 1e-6  # [num, 2] batch x s, blocks x s
         metrics["batch_mean"] = area[:, 0] / np.maximum(busy_s, 1e-9)
@@ -160,7 +163,27 @@ class RolloutResult:
                 metrics[name] = counts[:, which].astype(np.float64) * block_bytes
             metrics["transfers"] = counts[:, Count.TRANSFERS].astype(np.float64)
             metrics["stall_s"] = counts[:, Count.STALL_US] * 1e-6
+        if state.speculation is not None:
+            spec = state.speculation
+            drafted = np.asarray(spec.counts, np.float64) + np.asarray(spec.counts_high, np.float64) * 2.0**30
+            metrics["drafted_tokens"] = drafted[:, DRAFTED]
+            metrics["draft_acceptance"] = drafted[:, ACCEPTED] / np.maximum(drafted[:, DRAFTED], 1)
+            metrics["tokens_per_round"] = drafted[:, OUTPUTS] / np.maximum(drafted[:, ROUNDS], 1)
+            metrics["draft_s"] = drafted[:, DRAFT_US] * 1e-6
         metrics["simulated_s"] = sim_s
+        if scenario.is_job_list:
+            metrics["makespan_s"] = sim_s
+        if state.rounds is not None:
+            stopped = np.asarray(state.rounds.stopped, np.float64)
+            metrics["rounds"] = np.asarray(state.rounds.number, np.float64)
+            metrics["carried_on"] = stopped
+            metrics["preemptions"] = metrics["preemptions"] - stopped
+        metrics["output_tokens_per_s"] = counts[:, Count.OUTPUT_TOKENS] / sim_s
+        if state.kv is not None:
+            cached = counts[:, Count.CACHED_TOKENS].astype(np.float64)
+            # A request that outputs n tokens decodes n - 1 of them; all else that was scheduled is prefill.
+            decoded = counts[:, Count.OUTPUT_TOKENS] - counts[:, Count.FINISHED]
+            metrics["prefix_saving"] = cached / np.maximum(cached + counts[:, Count.SCHEDULED_TOKENS] - decoded, 1)
         settled = {
             "finished": counts[:, Count.FINISHED],
             "rejected_size": counts[:, Count.REJECTED_SIZE],
@@ -337,6 +360,9 @@ class Summary:
         if "transfers" in rows:
             moved = ("host_out_bytes", "host_in_bytes", "remote_out_bytes", "remote_in_bytes", "transfers", "stall_s")
             lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in moved))
+        if "drafted_tokens" in rows:
+            drafts = ("drafted_tokens", "draft_acceptance", "tokens_per_round", "draft_s")
+            lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in drafts))
         fates = {name[5:]: value for name, value in rows.items() if name.startswith("fate_")}
         lines.append("fates: " + ", ".join(f"{name} {value:.6g}" for name, value in fates.items()))
         lines += [f"warning: {text}" for text in r.warnings()]

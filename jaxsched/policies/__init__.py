@@ -9,9 +9,11 @@ from typing import NoReturn
 from jaxsched.errors import UserError
 from jaxsched.policies.aggressive import AGGRESSIVE
 from jaxsched.policies.aios import AIOS_FIFO, AIOS_RR
+from jaxsched.policies.april import APRIL, with_partial_rollouts
 from jaxsched.policies.atc import ATC
 from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
+from jaxsched.policies.batchllm import BATCHLLM, PREFIX_GROUPS
 from jaxsched.policies.clairvoyant import BELADY, CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
@@ -35,6 +37,9 @@ from jaxsched.policies.routers import ROUTERS
 from jaxsched.policies.sarathi import SARATHI
 from jaxsched.policies.sjf import SJF, SJF_ORACLE
 from jaxsched.policies.slack import SLACK
+from jaxsched.policies.spec_fixed import SPEC_FIXED, Speculation, with_speculation
+from jaxsched.policies.spec_goodput import SPEC_GOODPUT
+from jaxsched.policies.specdec import SPECDEC
 from jaxsched.policies.srpt import SRPT, SRPT_ORACLE
 from jaxsched.policies.static_batching import STATIC
 from jaxsched.policies.vllm import VLLM, VLLM_ASYNC, VLLM_PRIORITY
@@ -50,7 +55,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
         PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
         VTC, VTC_PREDICT, VTC_ORACLE, WFQ, DRR, AIOS_FIFO, AIOS_RR,
-        EDD, EDF, MDD, SLACK, ATC,
+        EDD, EDF, MDD, SLACK, ATC, BATCHLLM,
     )
 }  # fmt: skip
 DEFAULT_ROUTER = "least_outstanding"
@@ -65,8 +70,10 @@ RETENTIONS: dict[str, Retention] = {
 GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
 OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
+#: How many tokens are drafted, for synchronous schedulers of the V1 engine: ``get("vllm+spec")``.
+SPECULATIONS: dict[str, Speculation] = {entry.name: entry for entry in (SPEC_FIXED, SPECDEC, SPEC_GOODPUT)}
 #: Names that may follow a scheduler's, besides a router's.
-PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS)
+PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *SPECULATIONS)
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -138,7 +145,13 @@ def _that_learns(scheduler: Scheduler) -> Scheduler:
 
 def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     """A scheduler with a retention rule or the gate added; its queue becomes one that they can look into."""
+    if part in SPECULATIONS:
+        return with_speculation(scheduler, SPECULATIONS[part])
     spec = scheduler.spec
+    if part == PREFIX_GROUPS:  # an order of the job list, not of the queue: it goes with every engine
+        return dataclasses.replace(scheduler, orders_jobs=True)
+    if part == APRIL:
+        return with_partial_rollouts(scheduler)
     if spec.family != "v1":
         raise UserError(
             f"{spec.name}+{part}: the {spec.family} engine has no prefix cache and no ordered queue",
@@ -178,6 +191,8 @@ def _refuse_order_with_tiers(name: str) -> NoReturn:
 
 def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float]) -> Scheduler:
     """A scheduler that copies contexts to host memory."""
+    if scheduler.spec.speculates:
+        raise UserError(f"{scheduler.spec.name}: memory tiers do not go with speculation", expected="one of the two")
     if scheduler.spec.asynchronous:
         raise UserError(
             f"{scheduler.spec.name}: memory tiers go with synchronous stepping only",
@@ -195,6 +210,7 @@ __all__ = [
     "RETENTIONS",
     "ROUTERS",
     "SCHEDULERS",
+    "SPECULATIONS",
     "Policy",
     "Router",
     "Scheduler",

@@ -42,8 +42,13 @@ _BASES: dict[str, tuple[str, str]] = {
         "Jain index",
         "Of the tenants' service until the last arrival, each over its max-min fair share: 1 = fair.",
     ),
+    "makespan": ("Makespan", "Until the last job of a list is done."),
+    "output_tokens": ("Output tokens", "Output tokens per second, from the start of the run to its end."),
+    "prefix_saving": ("Prefix saving", "Share of the tokens to prefill that were found in the prefix cache."),
     "gpu_seconds": ("GPU-seconds", "Device time of all instances."),
 }
+#: Beginnings of the names of metrics of which more is better.
+UP = ("goodput", "throughput", "slo_attainment", "jain", "output_tokens_per_s", "prefix_saving")
 _STATISTIC = re.compile(r"^(?P<base>.+?)_(?P<stat>mean|p\d+|max)(?P<unit>_s)?$")
 
 
@@ -68,14 +73,14 @@ def unit(metric: str) -> str:
     """``s``, ``/s``, ``%`` or nothing."""
     if metric.endswith("_per_s"):
         return "/s"
-    if metric.endswith("_fraction") or metric == "slo_attainment":
+    if metric.endswith("_fraction") or metric in ("slo_attainment", "prefix_saving"):
         return "%"
     return "s" if metric.endswith("_s") else ""
 
 
 def higher_is_better(metric: str, given: dict[str, bool]) -> bool:
     """Direction of a metric: as given, else goodput, throughput and attainment up, all others down."""
-    return given.get(metric, metric.startswith(("goodput", "throughput", "slo_attainment", "jain")))
+    return given.get(metric, metric.startswith(UP))
 
 
 def significant(value: float, digits: int = 3) -> str:

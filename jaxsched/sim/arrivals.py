@@ -101,12 +101,21 @@ def next_input_time(static: SimStatic, requests: Requests, state: State) -> tupl
     """Times (relative to the epoch) of the next two program arrivals and of the earliest return."""
 
     def arrival(i):
+        if static.rounds:
+            return released_at(state, i, requests.num_programs)
         turn = requests.row(jnp.minimum(i, requests.num_rows - 1))
         time = relative_us(turn.arrival_epoch, turn.arrival_us, state.epoch)
         return jnp.where(i < requests.num_programs, time, NEVER_US)
 
     back = next_return(state) if static.num_paused else jnp.int32(NEVER_US)
     return arrival(state.arrivals), arrival(state.arrivals + 1), back
+
+
+def released_at(state: State, index: jax.Array, num_programs: jax.Array) -> jax.Array:
+    """With rounds: when program `index` arrives, relative to the epoch: when the round that released it begins."""
+    assert state.rounds is not None
+    time = relative_us(state.rounds.epoch, state.rounds.us, state.epoch)
+    return jnp.where(index < jnp.minimum(state.rounds.released, num_programs), time, NEVER_US)
 
 
 def next_return(state: State) -> jax.Array:
@@ -219,6 +228,8 @@ def take_arrival(
     sched = params.scheduler
     peak = prompt + output - 1
     tokens = sched.max_model_len if static.scheduler.family in ("orca", "static") else peak
+    if static.scheduler.speculates:  # its last step drafts as much as any, and holds as many slots ahead
+        tokens += 2 * sched.draft.most
     # Their decodes must see a free block even when they need none.
     always = jnp.maximum(sched.watermark_blocks, 1) if static.scheduler.family in ("sarathi", "v0") else 0
     too_large = ceil_blocks(static, tokens) + always > params.usable_blocks[m]

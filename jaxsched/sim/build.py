@@ -12,6 +12,8 @@ from jaxsched.policies.base import Policy
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.fair import tenant_params
 from jaxsched.sim.params import SimParams
+from jaxsched.sim.rounds import RoundParams
+from jaxsched.sim.speculate import SpecParams
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import TierParams
 from jaxsched.timing.step_time import StepTimeParams
@@ -93,6 +95,8 @@ def make_params(
     horizon_us: int | None = None,
     tenant_weights: Sequence[float] | None = None,
     tiers: TierParams | None = None,
+    rounds: RoundParams | None = None,
+    speculation: SpecParams | None = None,
 ) -> SimParams:
     """Traced parameters of one lane. Sequences over classes must be equally long; SLOs default to none.
 
@@ -128,4 +132,6 @@ def make_params(
         horizon_us=jnp.int32(horizon & (EPOCH_US - 1)),
         tenants=None if tenant_weights is None else tenant_params(list(tenant_weights)),
         tiers=tiers,
+        rounds=rounds,
+        speculation=speculation,
     )

@@ -179,6 +179,18 @@ class Paused(struct.PyTreeNode):
     instance: Int[Array, " p"]  # where the last turn ran
 
 
+class RoundState(struct.PyTreeNode):
+    """Rounds of rollouts (sim/rounds.py)."""
+
+    number: Int[Array, ""]  # rounds that have ended
+    settled: Int[Array, ""]  # programs that are done
+    released: Int[Array, ""]  # programs that have arrived, or arrive when the round begins
+    epoch: Int[Array, ""]  # when the round under way, or to come, begins
+    us: Int[Array, ""]
+    seen: Int[Array, " m"]  # rounds for whose end each instance has stopped
+    stopped: Int[Array, ""]  # requests taken out by ends of rounds
+
+
 class Metrics(struct.PyTreeNode):
     """Accumulated measurements of a lane. Definitions: docs/metrics.md."""
 
@@ -210,7 +222,7 @@ NUM_SCALARS = len(Instance.__dataclass_fields__)
 
 def max_column_writes(static: SimStatic) -> int:
     """Columns of `request` that one micro-step can write: refilled, admitted (cache), preempted twice, first token."""
-    return 4 + (static.prefix_cache != "none" and static.scheduler.preemptive)
+    return 4 + (static.prefix_cache != "none" and static.scheduler.preemptive) + static.rounds
 
 
 class PendingWrites(struct.PyTreeNode):
@@ -271,7 +283,9 @@ class State(struct.PyTreeNode):
     fair: Any = None  # `FairState`: accounts of the tenants (sim/fair.py); None = the order does not ask
     ledger: Any = None  # `LedgerState`: service of the tenants, measured (sim/ledger.py); None = not asked for
     tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
+    rounds: RoundState | None = None  # rounds of rollouts, see sim/rounds.py; None = programs arrive by their times
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
+    speculation: Any = None  # `SpecState` (sim/speculate.py); None = nobody speculates
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -299,6 +313,21 @@ def _nobody_served(static: SimStatic, num_requests: int) -> Any:
 def _nothing_owed(static: SimStatic) -> FairState | None:
     rule = static.scheduler.fair
     return None if rule is None else init_fair(rule, static.num_instances, static.num_slots, static.num_classes)
+
+
+def _first_round(static: SimStatic, params: SimParams) -> RoundState | None:
+    if not static.rounds:
+        return None
+    zero: Array = jnp.int32(0)
+    seen = jnp.zeros(static.num_instances, jnp.int32)
+    released = jnp.asarray(params.rounds.in_flight, jnp.int32)
+    return RoundState(number=zero, settled=zero, released=released, epoch=zero, us=zero, seen=seen, stopped=zero)
+
+
+def _nothing_drafted(static: SimStatic) -> Any:
+    from jaxsched.sim.speculate import init_speculation  # it works on this state
+
+    return init_speculation(static)
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
@@ -380,5 +409,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         fair=_nothing_owed(static),
         ledger=init_ledger(static.num_classes) if static.tenants else None,
         tiers=init_tiers(static),
+        rounds=_first_round(static, params),
         fired=zeros(num_requests, 3) if static.graphs else None,
+        speculation=_nothing_drafted(static),
     )

@@ -49,6 +49,14 @@ class SchedulerSpec:
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
     fair: FairRule | None = None  # keeps an account of the tenants' service, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
+    speculates: bool = False  # tokens are drafted and verified (sim/speculate.py)
+
+    @property
+    def stops_for_rounds(self) -> bool:
+        """Whether the end of a round (sim/rounds.py) can stop it: a synchronous V1 engine that keeps no accounts."""
+        keeps = (self.retain, self.service, self.fair, self.offload)
+        waits = self.asynchronous or self.gate or self.speculates
+        return self.family == "v1" and not waits and all(kept is None for kept in keeps)
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -63,6 +71,8 @@ class SchedulerSpec:
             raise ValueError("attained service needs an ordered queue and a synchronous engine")
         if self.fair is not None and (self.order is None or self.asynchronous or self.family != "v1"):
             raise ValueError("accounts of tenants need an ordered queue and a synchronous V1 engine")
+        if self.speculates and (self.family != "v1" or self.asynchronous or self.admit or self.offload):
+            raise ValueError("speculation needs a synchronous V1 engine without an admission head and memory tiers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +89,7 @@ class SimStatic:
     block_size: int = 16  # tokens per KV block
     num_paused: int = 0  # paused programs a lane can hold; 0 = every program has one turn
     graphs: bool = False  # programs may be graphs of turns (`Requests.edges`); False = chains
+    rounds: bool = False  # programs are released in rounds (sim/rounds.py), not by their arrival times
     num_classes: int = 1
     tenants: bool = False  # classes are tenants whose service is measured (sim/ledger.py)
     ordered_budget: bool = False  # the token budget can run out inside the running list: general, slower running pass
@@ -110,6 +121,8 @@ class SimStatic:
             raise ValueError(f"queue_capacity must be a power of two, got {self.queue_capacity}")
         if self.graphs and not self.num_paused:
             raise ValueError("graphs need num_paused > 0: the turns that wait for their pause")
+        if self.rounds and not (self.num_paused and self.scheduler.stops_for_rounds):
+            raise ValueError("rounds need num_paused > 0 and a scheduler that can stop for them")
         if self.trace and self.max_run_steps != 1:
             raise ValueError("trace needs max_run_steps = 1")
         if self.prefix_cache not in CACHES:
@@ -181,8 +194,8 @@ class SimStatic:
 
     @property
     def reserves_blocks(self) -> bool:
-        """Whether admission takes more blocks than the first chunk needs."""
-        return self.scheduler.family != "v1"
+        """Whether requests can hold more blocks than their tokens need: reserved at admission, or ahead of drafts."""
+        return self.scheduler.family != "v1" or self.scheduler.speculates
 
     @property
     def keeps_run_blocks(self) -> bool:
@@ -191,5 +204,5 @@ class SimStatic:
 
     @property
     def run_steps(self) -> int:
-        """Longest run compiled: asynchronous stepping decides every step on its own."""
-        return 1 if self.scheduler.asynchronous else self.max_run_steps
+        """Longest run compiled: asynchronous stepping and speculation decide every step on its own."""
+        return 1 if self.scheduler.asynchronous or self.scheduler.speculates else self.max_run_steps

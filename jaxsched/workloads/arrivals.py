@@ -57,6 +57,15 @@ class Renewal(ArrivalProcess):
 
 
 @dataclass(frozen=True)
+class AtOnce(ArrivalProcess):
+    """All programs at time 0: a list of jobs. It has no rate."""
+
+    def gaps(self, key: Array, num: int) -> Float[Array, " num"]:
+        del key
+        return jnp.zeros(num, jnp.float32)
+
+
+@dataclass(frozen=True)
 class DriftingRenewal(ArrivalProcess):
     """A renewal process whose rate drifts slowly: gaps times ``exp(x - sigma^2 / 2)``, x a stationary Gaussian AR(1).
 

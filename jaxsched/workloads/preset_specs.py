@@ -7,7 +7,7 @@ the source is given beside each. What no source gives is marked "judgement".
 
 from __future__ import annotations
 
-from jaxsched.workloads.arrivals import DriftingRenewal, OnOff, Renewal, TickBatches
+from jaxsched.workloads.arrivals import AtOnce, DriftingRenewal, OnOff, Renewal, TickBatches
 from jaxsched.workloads.generate import RequestSpec
 from jaxsched.workloads.laws import (
     Exponential,
@@ -19,6 +19,7 @@ from jaxsched.workloads.laws import (
 )
 from jaxsched.workloads.presets import Preset
 from jaxsched.workloads.renewal import RenewalSpec
+from jaxsched.workloads.rollouts import RolloutSpec
 
 _POISSON = Renewal(Exponential())
 
@@ -260,6 +261,33 @@ SHARED_PROMPTS = Preset(
     rate_per_s=5.0,
 )
 
+# -- Job lists: everything is there at time 0 --------------------------------------------------------------------------
+
+BATCH_JOBS = Preset(
+    "batch_jobs",
+    "A list of jobs, all there at time 0: questions about shared documents of about 1,600 tokens, answers of about 75",
+    "shape of BatchLLM's offline task (one document, several short queries); every number is judgement",
+    RequestSpec(
+        arrivals=AtOnce(),
+        prompt=LogNormalMixture(((1.0, 5.3, 0.5),), low=16.0, high=2_000.0),
+        output=LogNormalMixture(((1.0, 4.1, 0.7),), low=1.0, high=800.0),
+        groups=zipf(190, 0.3),
+        prefix=LogNormalMixture(((1.0, 7.2, 0.6),), low=128.0, high=6_000.0),
+    ),
+    rate_per_s=1.0,  # has no meaning here
+)
+
+ROLLOUTS = Preset(
+    "rollouts",
+    "Rollouts of reinforcement learning in rounds: 8 answers of each prompt, about 1,900 tokens with a long tail",
+    "shape of APRIL's workloads (group sampling, answers up to 8,192 tokens, few long); every number is judgement",
+    RolloutSpec(
+        prompt=LogNormalMixture(((1.0, 5.2, 0.5),), low=32.0, high=1_500.0),
+        output=LogNormalMixture(((1.0, 7.1, 0.8),), low=16.0, high=8_192.0),
+    ),
+    rate_per_s=1.0,  # has no meaning here
+)
+
 # -- Queueing theory: sizes are output tokens with a mean so large that rounding does not matter ---------------------
 
 _QUEUES = tuple(
@@ -284,5 +312,7 @@ REQUEST_PRESETS: tuple[Preset, ...] = (
     REASONING_R1,
     M_LARGE,
     SHARED_PROMPTS,
+    BATCH_JOBS,
+    ROLLOUTS,
     *_QUEUES,
 )

@@ -19,19 +19,20 @@ from jaxtyping import Array
 
 from jaxsched.errors import UserError
 from jaxsched.sim.requests import Requests
-from jaxsched.workloads.arrivals import Renewal
+from jaxsched.workloads.arrivals import AtOnce, Renewal
 from jaxsched.workloads.generate import Knobs, RequestSpec, generate_requests
 from jaxsched.workloads.laws import Exponential, Gamma
 from jaxsched.workloads.names import nearest
 from jaxsched.workloads.renewal import RenewalSpec
+from jaxsched.workloads.rollouts import RolloutSpec, generate_rollouts
 from jaxsched.workloads.sessions import MixedSessions, SessionSpec, generate_sessions
 from jaxsched.workloads.stages import PipelineSpec, generate_pipelines
 from jaxsched.workloads.subagents import SubAgentSpec, generate_subagents
 from jaxsched.workloads.tenants import TenantMix, generate_tenants
 
-Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RenewalSpec | TenantMix
+Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RenewalSpec | TenantMix | RolloutSpec
 #: Specifications of programs with more than one turn.
-Sessions = SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec
+Sessions = SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RolloutSpec
 
 #: Options that may be traced, so that lanes of one program can differ in them.
 TRACED = ("tool_tail", "turns_factor", "context_scale", "short_share", "growth_scale", "pause_scale")
@@ -72,7 +73,28 @@ class Preset:
     @property
     def graphs(self) -> bool:
         """Whether programs are graphs: several of their turns can be live at once."""
-        return isinstance(self.spec, PipelineSpec | SubAgentSpec)
+        return isinstance(self.spec, PipelineSpec | SubAgentSpec | RolloutSpec) and self.max_turns > 1
+
+    @property
+    def rounds(self) -> tuple[int, int] | None:
+        """Programs that end a round of rollouts, and us until the next begins; None = programs arrive by a clock."""
+        if not isinstance(self.spec, RolloutSpec):
+            return None
+        return self.spec.round_programs, max(round(self.spec.update_s * 1e6), 1)
+
+    @property
+    def is_job_list(self) -> bool:
+        """Whether all programs are there at time 0."""
+        return isinstance(getattr(self.spec, "arrivals", None), AtOnce)
+
+    def as_job_list(self) -> Preset:
+        """The same programs, all there at time 0. Raises UserError for mixtures of tenants and queueing theory."""
+        if isinstance(self.spec, TenantMix | RenewalSpec):
+            raise UserError(
+                f"preset {self.name} cannot be a list of jobs: its arrivals are what it is about",
+                expected="a preset of requests or programs, e.g. batch_jobs, sharegpt, arxiv_sum",
+            )
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, arrivals=AtOnce()))
 
     @property
     def num_classes(self) -> int:
@@ -175,6 +197,8 @@ def _generate(spec: Spec, key: Array, num_programs: int, rate_per_s: Array, knob
         return generate_tenants(spec, key, num_programs, rate_per_s, knobs)
     if isinstance(spec, PipelineSpec):
         return generate_pipelines(spec, key, num_programs, rate_per_s, knobs)
+    if isinstance(spec, RolloutSpec):
+        return generate_rollouts(spec, key, num_programs, rate_per_s, knobs)
     if isinstance(spec, SubAgentSpec):
         return generate_subagents(spec, key, num_programs, rate_per_s, knobs)
     if isinstance(spec, SessionSpec | MixedSessions):

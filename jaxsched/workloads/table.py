@@ -250,6 +250,15 @@ class Workload:
         _check_positive(rate_per_s, "rate_per_s")
         return self.scale_load(rate_per_s / self.rate_per_s)
 
+    @property
+    def is_job_list(self) -> bool:
+        """Whether all programs are there at one instant."""
+        return self.span_s == 0.0
+
+    def as_job_list(self) -> Workload:
+        """The same programs, all there at time 0."""
+        return self._replace(arrival_us=np.zeros_like(self.arrival_us))
+
     def slice_time(self, start_s: float, end_s: float) -> Workload:
         """Programs that arrive in ``[start_s, end_s)``, with all their turns; the slice's clock starts at `start_s`."""
         if not 0.0 <= start_s < end_s:

@@ -11,6 +11,7 @@ from tests.oracle import attained
 from tests.oracle.admission import WORD_BITS
 from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepLog, StepTime, Uniform, Workload
 from tests.oracle.engine import Instance
+from tests.oracle.rounds import Rounds
 from tests.oracle.routing import Arrival, Dispatcher
 from tests.oracle.tiers import Store
 
@@ -49,6 +50,8 @@ def simulate(
         end_us = event[0]
     cluster.check()
     instances = cluster.instances
+    if cluster.rounds is not None:
+        instances[0].noted["rounds"] = cluster.rounds.number
     return Result(
         records=cluster.records,
         steps=[i.log for i in instances],
@@ -78,7 +81,7 @@ class _Cluster:
         remote = Store(engine.tiers.remote_blocks) if engine.tiers and engine.tiers.remote_blocks else None
         programs: attained.Programs = {}
         words = None if uniform is None else lambda row, draw: uniform(row, FIRST_DRAW + draw) >> (31 - WORD_BITS)
-        self.instances = [Instance(engine, step_time, remote, programs, words) for _ in range(num_instances)]
+        self.instances = [Instance(engine, step_time, remote, programs, words, uniform) for _ in range(num_instances)]
         self.dispatcher = Dispatcher(router, self.instances, uniform)
         self.records = [Record(row) for row in range(len(workload.prompt_tokens))]
         self.returns: list[tuple[int, int]] = []  # heap of (time, row)
@@ -93,11 +96,24 @@ class _Cluster:
             if turn >= 0:
                 self.program[turn] = self.program[row]
 
+        self.rounds = Rounds(workload, self.program) if workload.rounds is not None else None
+        if self.rounds is not None:
+            self.rounds.instances = self.instances
+            for instance in self.instances:
+                instance.rounds = self.rounds
+
+    def _next_arrival_us(self) -> int | None:
+        if self.next_program >= self.workload.num_programs:
+            return None
+        if self.rounds is not None:
+            return self.rounds.arrival_us(self.next_program)
+        return self.workload.arrival_us[self.next_program]
+
     def next_event(self) -> Event | None:
         """The next event, or None when only ticks would be left."""
         events: list[Event] = []
-        if self.next_program < self.workload.num_programs:
-            events.append((self.workload.arrival_us[self.next_program], ARRIVAL, self.next_program))
+        if (arrival_us := self._next_arrival_us()) is not None:
+            events.append((arrival_us, ARRIVAL, self.next_program))
         if self.returns:
             time_us, row = self.returns[0]
             events.append((time_us, RETURN, row))

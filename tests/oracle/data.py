@@ -77,6 +77,7 @@ class EngineConfig:
     lookahead_tenths: int = 20  # of atc
     rejects_late: bool = False
     tiers: TierConfig | None = None  # host memory and a remote pool for contexts
+    speculation: Any = None  # `speculation.Speculation`: tokens are drafted
 
     def __post_init__(self) -> None:
         if (self.retention or self.gate_fraction) and not self.prefix_caching:
@@ -130,6 +131,10 @@ class Workload:
     #: only lists the turns of a program and `pause_us` is not read. And its earliest arrival after the program's.
     waits: list[list[tuple[int, str, int]]] | None = None
     not_before: list[int] | None = None
+
+    #: Rounds of rollouts: programs that end one, programs in the system when one begins, us between two. Arrival times
+    #: are then not read.
+    rounds: tuple[int, int, int] | None = None
 
     #: What bounds know of each turn: work left of its program, work to compute its history again, largest context.
     remaining_us: list[int] | None = None

@@ -42,10 +42,10 @@ def _schedule_running(engine: Instance, call: Call, chunk_limit: int) -> None:
             break
         if not request.is_running:
             continue  # preempted in this call
-        n = min(request.wanted, chunk_limit, call.budget)
+        n = min(request.wanted + engine.drafts(call, request), chunk_limit, call.budget)
         if n == 0:
             continue
-        while pool.needed(request, request.computed + n) > pool.free:
+        while pool.needed(request, request.computed + n + engine.lookahead) > pool.free:
             if engine.wait_for_copies():
                 continue
             victim = memory_victim(engine.config, engine.running)
@@ -53,7 +53,7 @@ def _schedule_running(engine: Instance, call: Call, chunk_limit: int) -> None:
             if victim is request:
                 break
         if request.is_running:
-            pool.grow(request, request.computed + n)
+            pool.grow(request, request.computed + n + engine.lookahead)
             engine.run(call, request, n)
 
 

@@ -358,4 +358,5 @@ def test_formats_are_listed():
         "bailian",
         "weka",
         "lengths_csv",
+        "jobs",
     }

@@ -71,6 +71,10 @@ class KvCache:
         """The request of table row `row` takes what `lookup` found, and `new_blocks` more."""
         raise NotImplementedError
 
+    def flush(self, active: jax.Array, usable: jax.Array) -> None:
+        """Forget everything; nobody holds a block. `usable`: size of the pool."""
+        raise NotImplementedError
+
     def store(self, kv: Any) -> Any:
         """The state with this row written back."""
         raise NotImplementedError
@@ -101,6 +105,9 @@ class NoCache(KvCache):
 
     def admit(self, slot: jax.Array, active: jax.Array, row: jax.Array, hit: Hit, new_blocks: jax.Array) -> None:
         """Nothing to do."""
+
+    def flush(self, active: jax.Array, usable: jax.Array) -> None:
+        """Nothing is kept."""
 
     def store(self, kv: Any) -> Any:
         """As it was."""

@@ -101,6 +101,12 @@ class BlockTable(KvCache):
         self.id = jnp.where(evicted, FREE, self.id)
         self.debt = jnp.zeros_like(owed)
 
+    def flush(self, active: Bool[Array, ""], usable: Int[Array, ""]) -> None:
+        """Forget everything; nobody holds a block."""
+        self.id = jnp.where(active, FREE, self.id)
+        self.unhashed = jnp.where(active, usable, self.unhashed)
+        self.debt = jnp.where(active, 0, self.debt)
+
     def take_ahead(self, blocks: Int[Array, ""]) -> None:
         """Take the part of the next `take` that comes before a release."""
         ahead = jnp.maximum(blocks, self.ahead)

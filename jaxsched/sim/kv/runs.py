@@ -243,6 +243,12 @@ class RunTable(RunsInCopy):
         self.pinned = put(pinned.astype(jnp.int32), self.pinned)
         self.clock = self.clock + 2 * active
 
+    def flush(self, active: Bool[Array, ""], usable: Int[Array, ""]) -> None:
+        """Forget everything; nobody holds a block."""
+        self.chain = jnp.where(active, UNUSED, self.chain)
+        self.unhashed = jnp.where(active, usable, self.unhashed)
+        self.debt = jnp.where(active, 0, self.debt)
+
     def _drop_empty(self) -> None:
         self.chain = jnp.where(self.low >= self.high, UNUSED, self.chain)
 

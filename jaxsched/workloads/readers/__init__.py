@@ -19,6 +19,7 @@ from jaxsched.workloads.readers import (
     azure,
     bailian,
     burstgpt,
+    jobs,
     lengths_csv,
     mooncake,
     servegen,
@@ -54,6 +55,7 @@ FORMATS: dict[str, Format] = {
         Format("servegen", "ServeGen model folder (requests are generated)", servegen.read),
         Format("bailian", "Qwen-Bailian JSONL", bailian.read),
         Format("weka", "coding-agent sessions, a folder of trace_*.json", weka.read),
+        Format("jobs", "a list of jobs, JSONL: prompt_tokens, output_tokens, group, group_tokens", jobs.read),
         Format("lengths_csv", "plain CSV: arrival_s, prompt_tokens, output_tokens", lengths_csv.read),
     )
 }
@@ -143,6 +145,8 @@ def _detect_json(path: Path, line: bytes) -> tuple[str, str]:
         return "bailian", "the field chat_id"
     if "input_length" in fields:
         return "mooncake", "the field input_length"
+    if "prompt_tokens" in fields:
+        return "jobs", "the field prompt_tokens"
     raise _unknown(path, f"a JSON object with {', '.join(list(fields)[:8]) or 'unreadable fields'}")
 
 
