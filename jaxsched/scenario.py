@@ -57,7 +57,7 @@ class Scenario:
     num_instances: int
     usable_blocks: int
     timing: StepTimeParams
-    num_slots: int | None = None  # None: what the policy needs at the load of a run (`simulation.with_first_slots`)
+    num_slots: int | None = None  # None: what the policy needs at the load of a run (`lanes.with_first_slots`)
     queue_capacity: int = 1024
     max_run_steps: int = 32
     max_paused_programs: int = 0

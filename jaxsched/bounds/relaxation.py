@@ -113,8 +113,10 @@ def workload_of(scenario: Scenario, seed: int, rate_per_s: float | None = None) 
     """The turns of a lane."""
     rate = scenario.rate_per_s if rate_per_s is None else rate_per_s
     if scenario.speculation is not None:
-        raise UserError("speculative decoding", where=f"scenario {scenario.name}", expected="a step for every token",
-                        hint="A step that accepts several tokens makes them cheaper than these bounds count.")  # fmt: skip
+        raise UserError(
+            "speculative decoding", where=f"scenario {scenario.name}", expected="a step for every token",
+            hint="A step that accepts several tokens makes them cheaper than these bounds count.",
+        )  # fmt: skip
     if not isinstance(scenario.workload, Preset):
         raise UserError(
             f"a recorded trace ({scenario.workload.name})", where=f"scenario {scenario.name}", expected="a preset",

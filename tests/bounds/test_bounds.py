@@ -143,6 +143,5 @@ def test_no_policy_beats_the_bound_on_agents() -> None:
     scenario = dataclasses.replace(scenario, num_slots=48, max_paused_programs=48)
     latency = bounds.latency_bounds(scenario, 3, rate_per_s=0.3)
     assert list(latency) == ["jct_mean_s"]
-    for name in ("gittins+gate", "srpt_program+clair+peak"):
-        found = js.rollout(scenario, policies.get(name, max_num_seqs=48), 3, rate_per_s=0.3).metrics
-        assert np.all(found["jct_mean_s"] >= latency["jct_mean_s"]), name
+    policy = policies.get("srpt_program+clair+peak", max_num_seqs=48)
+    assert np.all(js.rollout(scenario, policy, 3, rate_per_s=0.3).metrics["jct_mean_s"] >= latency["jct_mean_s"])
