@@ -378,7 +378,7 @@ def _mixture(config: ScenarioConfig) -> Preset:
                 f"preset {name} cannot be one of several tenants", where=config.where(field),
                 expected="a preset of requests or of sessions (no graphs of turns)",
             )  # fmt: skip
-        parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end))
+        parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end, tenant.priority))
     mix = TenantMix(tuple(parts))
     names = ", ".join(part.name for part in parts)
     return Preset("tenants", f"tenants {names}", "configuration", mix, mix.rate_per_s)
