@@ -64,3 +64,4 @@ class SimParams(struct.PyTreeNode):
     tiers: TierParams | None = None  # None: nothing below HBM
     rounds: Any = None  # `RoundParams`, with `SimStatic.rounds`
     speculation: Any = None  # `SpecParams`: the draft model; None: nobody speculates
+    semantic: Any = None  # `SemanticParams`, with `SimStatic.semantic`

@@ -22,6 +22,7 @@ from jaxsched.sim.kv import init_cache
 from jaxsched.sim.ledger import init_ledger
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.routing import init_routing
+from jaxsched.sim.semantic import SemanticState, init_semantic
 from jaxsched.sim.service import init_service
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import TierState, init_tiers
@@ -60,6 +61,7 @@ class Fate(enum.IntEnum):
     REJECTED_QUEUE = 4
     TIMED_OUT = 5
     REJECTED_LATE = 6
+    ANSWERED = 7  # by the semantic cache, without the engine; counted as finished
 
 
 class Flag(enum.IntFlag):
@@ -286,6 +288,7 @@ class State(struct.PyTreeNode):
     rounds: RoundState | None = None  # rounds of rollouts, see sim/rounds.py; None = programs arrive by their times
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
     speculation: Any = None  # `SpecState` (sim/speculate.py); None = nobody speculates
+    semantic: SemanticState | None = None  # answers kept in front (sim/semantic.py); None = no such cache
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -412,4 +415,7 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         rounds=_first_round(static, params),
         fired=zeros(num_requests, 3) if static.graphs else None,
         speculation=_nothing_drafted(static),
+        semantic=init_semantic(params.semantic, static.num_classes, static.semantic_entries)
+        if static.semantic
+        else None,
     )
