@@ -327,6 +327,12 @@ def _first_round(static: SimStatic, params: SimParams) -> RoundState | None:
     return RoundState(number=zero, settled=zero, released=released, epoch=zero, us=zero, seen=seen, stopped=zero)
 
 
+def _no_answers(static: SimStatic, params: SimParams) -> SemanticState | None:
+    if not static.semantic:
+        return None
+    return init_semantic(params.semantic, static.num_classes, static.semantic_entries)
+
+
 def _nothing_drafted(static: SimStatic) -> Any:
     from jaxsched.sim.speculate import init_speculation  # it works on this state
 
@@ -415,7 +421,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         rounds=_first_round(static, params),
         fired=zeros(num_requests, 3) if static.graphs else None,
         speculation=_nothing_drafted(static),
-        semantic=init_semantic(params.semantic, static.num_classes, static.semantic_entries)
-        if static.semantic
-        else None,
+        semantic=_no_answers(static, params),
     )
