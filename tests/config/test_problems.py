@@ -165,7 +165,7 @@ def test_the_good_configurations_used_below_load(tmp_path):
         *(
             (
                 "seed: 0",
-                f"semantic_cache: {{search_us: 9, categories: [{{threshold: 1, ttl_s: 1, quota: 1, {knob}: {value}}}]}}",
+                f"semantic_cache: {{search_us: 1, categories: [{{threshold: 1, ttl_s: 1, quota: 1, {knob}: {value}}}]}}",  # noqa: E501
                 rf"line 20, .*semantic_cache\.categories\.0\.{knob}: found {value}; expected",
             )
             for knob, value in (
