@@ -9,13 +9,24 @@ from jaxsched.errors import UserError
 
 
 def _policies() -> list[dict[str, Any]]:
-    from jaxsched.policies import APRIL, EARLY_REJECT, GATE, OFFLOADS, PEAK, PREFIX_GROUPS, RETENTIONS, SCHEDULERS
+    from jaxsched.policies import (
+        APRIL,
+        COMPRESSIONS,
+        EARLY_REJECT,
+        GATE,
+        OFFLOADS,
+        PEAK,
+        PREFIX_GROUPS,
+        RETENTIONS,
+        SCHEDULERS,
+    )
 
     rows = [{"name": name, "summary": s.summary, "source": s.source} for name, s in SCHEDULERS.items()]
     # Retention rules and the gate go with any V1 scheduler; shown with one of them.
     rows += [
         {"name": f"pfcfs+{n}", "summary": f"KV kept: {r.summary}", "source": r.source} for n, r in RETENTIONS.items()
     ]
+    rows += [{"name": f"vllm+{n}", "summary": c.summary, "source": c.source} for n, c in COMPRESSIONS.items()]
     rows += [{"name": f"continuum+{n}", "summary": o.summary, "source": o.source} for n, o in OFFLOADS.items()]
     gate = "new programs wait while the contexts of begun ones fill the pool"
     source = "regime study (docs/retention.md)"

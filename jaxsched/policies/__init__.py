@@ -15,6 +15,7 @@ from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
 from jaxsched.policies.batchllm import BATCHLLM, PREFIX_GROUPS
 from jaxsched.policies.clairvoyant import BELADY, CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
+from jaxsched.policies.compression import COMPRESSIONS
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
@@ -68,7 +69,7 @@ GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
 OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
 #: Names that may follow a scheduler's, besides a router's.
-PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL)
+PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *COMPRESSIONS)
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -143,6 +144,8 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     spec = scheduler.spec
     if part == PREFIX_GROUPS:  # an order of the job list, not of the queue: it goes with every engine
         return dataclasses.replace(scheduler, orders_jobs=True)
+    if part in COMPRESSIONS:
+        return _compressing(scheduler, part)
     if part == APRIL:
         return with_partial_rollouts(scheduler)
     if spec.family != "v1":
@@ -175,6 +178,18 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     return scheduler if rule.offload is None else _offloading(scheduler, rule.offload, TIER_DEFAULTS)
 
 
+def _compressing(scheduler: Scheduler, part: str) -> Scheduler:
+    """A scheduler whose engine compresses KV."""
+    spec, method = scheduler.spec, COMPRESSIONS[part]
+    if not spec.stops_for_rounds or spec.compress is not None:  # the same engines: nobody keeps KV or accounts of it
+        raise UserError(
+            f"{spec.name}+{part}: KV compression goes with synchronous V1 engines that keep no contexts, once",
+            expected="a scheduler of the V1 engine without retention, gate, offload or another compression, e.g. vllm",
+        )
+    spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", compress=method.head)
+    return dataclasses.replace(scheduler, spec=spec, compress_params=dict(method.params))
+
+
 def _refuse_order_with_tiers(name: str) -> NoReturn:
     raise UserError(
         f"{name}: an eviction order of contexts goes without memory tiers",
@@ -196,6 +211,7 @@ def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float
 
 
 __all__ = [
+    "COMPRESSIONS",
     "OFFLOADS",
     "PARAMETERS",
     "RETENTIONS",

@@ -55,8 +55,8 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     single = left == 1
     rest = jnp.maximum(event.state.budget - count(single), 0)
     tokens = jnp.where(single, 1, jnp.minimum(left, rest))
-    wanted, held = ceil_blocks(event.static, slots.computed + tokens), ceil_blocks(event.static, slots.computed)
-    need = jnp.where(running, wanted - held, 0)
+    held = slots.computed if event.static.scheduler.compress is None else slots.computed - slots.aux
+    need = jnp.where(running, ceil_blocks(event.static, held + tokens) - ceil_blocks(event.static, held), 0)
     pressure = active & (jnp.sum(need) > inst.free)
     last = slot_with(running, slots.order, largest=True)
     if event.static.prefix_cache != "none":
@@ -119,7 +119,8 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     want_fixed = jnp.where(pending, state.pending, want)
     room = state.budget - sum_before(want_fixed)
     tokens = jnp.where(pending, state.pending, jnp.clip(room, 0, want))
-    need = jnp.where(tokens > 0, ceil_blocks(static, slots.computed + tokens) - ceil_blocks(static, slots.computed), 0)
+    held = slots.computed if static.scheduler.compress is None else slots.computed - slots.aux
+    need = jnp.where(tokens > 0, ceil_blocks(static, held + tokens) - ceil_blocks(static, held), 0)
     fails = open_ & (tokens > 0) & (sum_before(need) + need > inst.free)
     failing = slot_with(fails, slots.order)
     pressure = active & jnp.any(fails)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.oracle import admission, attained, due, fairness, other_engines, vllm_v1
 from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
+from tests.oracle.compression import evict
 from tests.oracle.data import EngineConfig, Record, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
 from tests.oracle.rounds import Rounds, fresh_pool
@@ -177,6 +178,7 @@ class Instance:
         self.plans.pop(request.row, None)
         self.running.append(request)
         request.is_running = True
+        request.dropped = request.kept_ratio = 0
         self.pool.admit(request, hit, block_tokens)
         request.computed = found_tokens = hit.tokens + loaded_tokens
         if request.service is not None:
@@ -293,6 +295,7 @@ class Instance:
     def _process_outputs(self, step: Step) -> list[Request]:
         """One output token for each sampled request, in batch order; the finished ones leave."""
         finished = []
+        evict(self, step)
         for request in step.sampled:
             request.in_flight -= 1
             if request.is_over:
@@ -443,7 +446,7 @@ class Instance:
         for request in self.running:
             assert request.is_running and 0 < request.computed <= request.num_tokens
             if config.kind == "vllm":  # blocks are taken as tokens are scheduled, none ahead
-                assert self.pool.held(request) == ceil_div(request.computed, config.block_size)
+                assert self.pool.held(request) == ceil_div(request.computed - request.dropped, config.block_size)
         for request in self.waiting:
             assert not request.is_running and request.computed == 0 and self.pool.held(request) == 0
 
@@ -455,7 +458,8 @@ def _features(call: Call) -> StepFeatures:
         ctx += request.computed
         if n == 1 and before > 0:
             num_decode += 1
-            decode_ctx += request.computed
+            decode_ctx += request.computed - request.dropped
+            ctx -= request.dropped
         else:
             num_prefill += 1
             prefill_tokens += n
