@@ -107,7 +107,8 @@ def evicts_in(event: Any, decode: Bool[Array, " s"]) -> Int[Array, ""]:
     keep = budget(slots.computed, event.kept, params.min_tokens)
     left = jnp.maximum(params.window - (slots.computed - slots.aux - keep), 1)
     new = event.kept == 0
-    return earliest(decode & (new | (params.window > 0)), jnp.where(new, 1, left))
+    again = (params.window > 0) & (event.kept < WHOLE)
+    return earliest(decode & (new | again), jnp.where(new, 1, left))
 
 
 def quality_loss(params: CompressParams, ratio: Int[Array, ""], words: Int[Array, " 2"]) -> Float[Array, ""]:

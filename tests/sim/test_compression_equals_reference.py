@@ -27,12 +27,10 @@ SCENARIO = str(ROOT / "configs" / "scenarios" / "long_prompts.yaml")
 
 
 def _lane(variant: Variant, seed: int) -> Lane:
-    lane, draw = random_lane(variant, seed), random.Random(seed)
+    lane, draw = random_lane(dataclasses.replace(variant, scheduler=variant.base), seed), random.Random(seed)
     engine = dataclasses.replace(
         lane.engine,
         compress="pressure" if "squeeze" in variant.parts else "fixed",
-        order="fcfs" if variant.base == "vllm" else lane.engine.order,
-        retention="",
         keep_ratio=draw.choice([1024, 512, 205, 33]),
         pressure=draw.choice([(0, 0), (300, 900), (717, 973)]),
         min_kept=draw.choice([1, 40]),
@@ -68,6 +66,7 @@ def test_every_record_equals_the_reference(variant: Variant, full_size: bool) ->
 
 def test_ratio_one_is_the_engine_without_and_smaller_caches_hold_more_requests_and_lose_quality() -> None:
     scenario = js.load(SCENARIO, {"workload.num_requests": 40, "cluster.kv_blocks": 1200})
+    scenario = dataclasses.replace(scenario, workload=scenario.workload.as_job_list())
     run = lambda name, **params: js.rollout(scenario, policies.get(name, **params), 3, record=True)
     plain, whole = run("vllm"), run("vllm+h2o", ratio=1.0)
     for name, values in plain.metrics.items():
