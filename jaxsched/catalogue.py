@@ -19,6 +19,7 @@ def _policies() -> list[dict[str, Any]]:
         PREFIX_GROUPS,
         RETENTIONS,
         SCHEDULERS,
+        SPECULATIONS,
     )
 
     rows = [{"name": name, "summary": s.summary, "source": s.source} for name, s in SCHEDULERS.items()]
@@ -37,6 +38,7 @@ def _policies() -> list[dict[str, Any]]:
     rows.append({"name": f"vllm+{PREFIX_GROUPS}", "summary": groups, "source": "Zheng et al., BatchLLM, MLSys 2026"})
     april = "rounds of rollouts begin with more than they need; what is not done is carried on to the next"
     rows.append({"name": f"vllm+{APRIL}", "summary": april, "source": "Zhou et al., APRIL, 2025 (arXiv 2509.18521)"})
+    rows += [{"name": f"vllm+{n}", "summary": s.summary, "source": s.source} for n, s in SPECULATIONS.items()]
     peak = "bound: the gate on true final contexts"
     return [*rows, {"name": f"srpt_program+clair+{PEAK}", "summary": peak, "source": source}]
 

@@ -12,6 +12,7 @@ from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy
 from jaxsched.sim.build import NO_LIMIT_US
 from jaxsched.sim.machine import LONGEST_RUN_US
+from jaxsched.speculation import DraftModel
 from jaxsched.tiering import ClusterTiers, Tier, tier_params
 from jaxsched.timing import StepTimeParams, check_range
 from jaxsched.workloads import Preset, Workload
@@ -75,6 +76,7 @@ class Scenario:
     prediction_error: float = 0.0
     seed: int = 0
     policy: Policy | None = None  # the configured one
+    speculation: DraftModel | None = None  # who drafts tokens, for policies that speculate
     notes: tuple[str, ...] = ()  # e.g. how the KV capacity was derived
     config: Any = None  # the ScenarioConfig it came from
 
@@ -133,6 +135,15 @@ class Scenario:
         if rule is not None and self.tiers is not None:
             tier_params(self.tiers, settings)
         self._check_rounds(policy)
+        if policy.scheduler.spec.speculates:
+            policy.params(self.usable_blocks)
+            if self.speculation is None:
+                raise UserError(
+                    f"policy {policy.name} drafts tokens, and the scenario has no draft model",
+                    where=f"scenario {self.name}, speculation",
+                    expected="a section `speculation`",
+                    hint="Add e.g. speculation: {acceptance: 0.7, draft_pass_us: 2000}.",
+                )
         whole = policy.scheduler.spec.family in ("orca", "static", "v0")
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
         budget = tokens if whole else int(max(settings["token_budget"], seqs))
@@ -221,6 +232,7 @@ def from_config(config: ScenarioConfig) -> Scenario:
         warmup_fraction=config.metrics.warmup_fraction, cooldown_fraction=config.metrics.cooldown_fraction,
         horizon_us=None if config.horizon_s is None else round(config.horizon_s * 1e6),
         gpus_per_instance=gpus, prediction_error=config.workload.prediction_error, seed=config.seed, policy=policy,
+        speculation=None if config.speculation is None else DraftModel(**config.speculation.model_dump()),
         notes=tuple(notes), config=config,
     )  # fmt: skip
 

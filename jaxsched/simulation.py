@@ -29,6 +29,7 @@ from jaxsched.sim.machine import advance, init_state, is_done
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.rounds import RoundParams
+from jaxsched.sim.speculate import SpecParams
 from jaxsched.sim.state import GONE, Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.slots import MIN_SLOTS, first_slots, mean_turn
@@ -86,6 +87,7 @@ def params_of(scenario: Scenario, policy: Policy) -> SimParams:
         tenant_weights=scenario.tenant_weights(),
         tiers=None if tiers is None else tier_params(tiers, policy.settings()),
         rounds=rounds,
+        speculation=_speculation(scenario, policy),
     )
 
 
@@ -106,6 +108,13 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
 def _tiers(scenario: Scenario, policy: Policy) -> ClusterTiers | None:
     """The memory behind HBM, if there is any and the policy uses it."""
     return scenario.tiers if policy.scheduler.spec.offload is not None else None
+
+
+def _speculation(scenario: Scenario, policy: Policy) -> SpecParams | None:
+    """The draft model, if the policy uses it."""
+    if not policy.scheduler.spec.speculates or scenario.speculation is None:
+        return None
+    return scenario.speculation.params()
 
 
 def synthetic_lanes(scenario: Scenario, policy: Policy, seeds: Sequence[int], rates: Sequence[float]) -> Lanes:

@@ -31,6 +31,9 @@ PARTS = {
     policies.EARLY_REJECT: ("jaxsched.policies.early_reject", "rejection"),
     policies.APRIL: ("jaxsched.policies.april", "over-provisioning of rounds of rollouts"),
     policies.PREFIX_GROUPS: ("jaxsched.policies.batchllm", "order of a job list"),
+    "spec": ("jaxsched.policies.spec_fixed", "draft length"),
+    "specdec": ("jaxsched.policies.specdec", "draft length"),
+    "spec_goodput": ("jaxsched.policies.spec_goodput", "draft length"),
 }
 HEAD = """# Policies
 Every policy of `jaxsched list policies`: what it decides, where it comes from, what of the original is kept. Written

@@ -244,6 +244,20 @@ class SloConfig(Section):
         return self
 
 
+class SpeculationConfig(Section):
+    """The draft model, for policies that speculate (docs/semantics.md, section 16)."""
+
+    acceptance: Annotated[float, Field(ge=0, le=1)]  # mean probability that a drafted token is right
+    #: How far requests differ in it: variance of their means over the largest possible one; 0 = all alike.
+    request_spread: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    #: How far the tokens of a request differ, in the same measure.
+    token_spread: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    #: Share of the tokens whose probability the draft model's head knows; for the others it takes the request's mean.
+    head_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.8
+    draft_pass_us: Annotated[float, Field(ge=0, le=1e6)]  # a pass of the draft model: one token more for all who draft
+    draft_token_us: Annotated[float, Field(ge=0, le=1e3)] = 0.0  # ... and each token of it
+
+
 class MetricsConfig(Section):
     """Which part of a run is measured: shares of the arrival period cut at both ends."""
 
@@ -267,6 +281,7 @@ class ScenarioConfig(RootConfig):
     timing: TimingConfig
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     slo: list[SloConfig] = Field(default_factory=list)
+    speculation: SpeculationConfig | None = None  # who drafts tokens; used by policies that speculate
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     horizon_s: PositiveFloat | None = None  # simulated seconds; None: until every request has met its fate
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -14,6 +14,7 @@ from jaxsched.metrics.histogram import NUM_BINS, mean_us, quantile_us, upper_edg
 from jaxsched.metrics.programs import program_metrics
 from jaxsched.metrics.tenants import tenant_metrics, tenant_slowdowns
 from jaxsched.sim.clock import join_us
+from jaxsched.sim.speculate import ACCEPTED, DRAFT_US, DRAFTED, OUTPUTS, ROUNDS
 from jaxsched.sim.state import Count, Fate, Flag, Hist, Record, State
 
 if TYPE_CHECKING:
@@ -162,6 +163,13 @@ class RolloutResult:
                 metrics[name] = counts[:, which].astype(np.float64) * block_bytes
             metrics["transfers"] = counts[:, Count.TRANSFERS].astype(np.float64)
             metrics["stall_s"] = counts[:, Count.STALL_US] * 1e-6
+        if state.speculation is not None:
+            spec = state.speculation
+            drafted = np.asarray(spec.counts, np.float64) + np.asarray(spec.counts_high, np.float64) * 2.0**30
+            metrics["drafted_tokens"] = drafted[:, DRAFTED]
+            metrics["draft_acceptance"] = drafted[:, ACCEPTED] / np.maximum(drafted[:, DRAFTED], 1)
+            metrics["tokens_per_round"] = drafted[:, OUTPUTS] / np.maximum(drafted[:, ROUNDS], 1)
+            metrics["draft_s"] = drafted[:, DRAFT_US] * 1e-6
         metrics["simulated_s"] = sim_s
         if scenario.is_job_list:
             metrics["makespan_s"] = sim_s
@@ -357,6 +365,9 @@ class Summary:
         if "transfers" in rows:
             moved = ("host_out_bytes", "host_in_bytes", "remote_out_bytes", "remote_in_bytes", "transfers", "stall_s")
             lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in moved))
+        if "drafted_tokens" in rows:
+            drafts = ("drafted_tokens", "draft_acceptance", "tokens_per_round", "draft_s")
+            lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in drafts))
         fates = {name[5:]: value for name, value in rows.items() if name.startswith("fate_")}
         lines.append("fates: " + ", ".join(f"{name} {value:.6g}" for name, value in fates.items()))
         lines += [f"warning: {text}" for text in r.warnings()]

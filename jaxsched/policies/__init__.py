@@ -38,6 +38,9 @@ from jaxsched.policies.routers import ROUTERS
 from jaxsched.policies.sarathi import SARATHI
 from jaxsched.policies.sjf import SJF, SJF_ORACLE
 from jaxsched.policies.slack import SLACK
+from jaxsched.policies.spec_fixed import SPEC_FIXED, Speculation, with_speculation
+from jaxsched.policies.spec_goodput import SPEC_GOODPUT
+from jaxsched.policies.specdec import SPECDEC
 from jaxsched.policies.srpt import SRPT, SRPT_ORACLE
 from jaxsched.policies.static_batching import STATIC
 from jaxsched.policies.vllm import VLLM, VLLM_ASYNC, VLLM_PRIORITY
@@ -68,8 +71,12 @@ RETENTIONS: dict[str, Retention] = {
 GATE, PEAK = "gate", "peak"
 #: Rules that copy contexts to host memory, for the same schedulers: ``get("continuum+offload")``.
 OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETCH)}
+#: How many tokens are drafted, for synchronous schedulers of the V1 engine: ``get("vllm+spec")``.
+SPECULATIONS: dict[str, Speculation] = {entry.name: entry for entry in (SPEC_FIXED, SPECDEC, SPEC_GOODPUT)}
 #: Names that may follow a scheduler's, besides a router's.
-PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *COMPRESSIONS)
+PARTS = (
+    *RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *SPECULATIONS, *COMPRESSIONS
+)  # fmt: skip
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -141,6 +148,8 @@ def _that_learns(scheduler: Scheduler) -> Scheduler:
 
 def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     """A scheduler with a retention rule or the gate added; its queue becomes one that they can look into."""
+    if part in SPECULATIONS:
+        return with_speculation(scheduler, SPECULATIONS[part])
     spec = scheduler.spec
     if part == PREFIX_GROUPS:  # an order of the job list, not of the queue: it goes with every engine
         return dataclasses.replace(scheduler, orders_jobs=True)
@@ -152,6 +161,11 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
         raise UserError(
             f"{spec.name}+{part}: the {spec.family} engine has no prefix cache and no ordered queue",
             expected="a scheduler of the V1 engine, e.g. vllm or pfcfs",
+        )
+    if spec.compress is not None and part != EARLY_REJECT:
+        raise UserError(
+            f"{spec.name}+{part}: an engine that compresses KV has no prefix cache to keep contexts in",
+            expected="the compression alone, with a router, +prefix_groups, +april or +early_reject",
         )
     spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", order=spec.order or arrival_order)
     if scheduler.weights is not None and part not in OFFLOADS:
@@ -199,6 +213,8 @@ def _refuse_order_with_tiers(name: str) -> NoReturn:
 
 def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float]) -> Scheduler:
     """A scheduler that copies contexts to host memory."""
+    if scheduler.spec.speculates:
+        raise UserError(f"{scheduler.spec.name}: memory tiers do not go with speculation", expected="one of the two")
     if scheduler.spec.asynchronous:
         raise UserError(
             f"{scheduler.spec.name}: memory tiers go with synchronous stepping only",
@@ -217,6 +233,7 @@ __all__ = [
     "RETENTIONS",
     "ROUTERS",
     "SCHEDULERS",
+    "SPECULATIONS",
     "Policy",
     "Router",
     "Scheduler",

@@ -12,6 +12,7 @@ from jaxsched.sim.compress import MOST_TOKENS, WHOLE, CompressHead, CompressPara
 from jaxsched.sim.due import MOST_US
 from jaxsched.sim.params import SchedulerParams
 from jaxsched.sim.retain import OffloadRule, RetainHead
+from jaxsched.sim.speculate import MOST_DRAFTS, ONE, TOKEN_BITS, DraftParams
 from jaxsched.sim.static import RouteHead, SchedulerSpec
 
 #: Names a scheduler's parameters may have, and what each means. `FRACTIONS` are fractions of the pool.
@@ -27,6 +28,16 @@ PARAMETERS = {
     "gate_fraction": "share of the KV pool that contexts of begun programs may fill before new ones wait (+gate)",
 }
 FRACTIONS = ("watermark", "gate_fraction")
+#: Knobs of a scheduler that speculates, with those of a fixed draft length: tokens drafted at most and at least;
+#: drafting ends after a token with which a draft is rejected with more than this probability; 1: the length is chosen
+#: at each step for tokens per time of the batch, expecting each draft to be right with this probability.
+DRAFT_PARAMETERS = {
+    "num_speculative_tokens": 4,
+    "min_speculative_tokens": 0,
+    "reject_threshold": 1.0,
+    "by_batch": 0,
+    "expected_acceptance": 0.7,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +57,7 @@ class Scheduler:
         default_factory=dict
     )  # `COMPRESS_PARAMETERS`, if it compresses
     round_params: dict[str, float] = dataclasses.field(default_factory=dict)  # how rounds of rollouts begin (april.py)
+    draft_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `DRAFT_PARAMETERS`, if it speculates
     weights: tuple[float, ...] | None = None  # of a learned policy, for all its heads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
     orders_jobs: bool = False  # jobs handed over at one instant are put in order before the run (batchllm.py)
@@ -140,6 +152,7 @@ class Policy:
             **s.work_params,
             **s.compress_params,
             **s.round_params,
+            **s.draft_params,
         }
         return {**own, **self.router.params}
 
@@ -179,6 +192,32 @@ class Policy:
             gate_fraction=jnp.float32(values["gate_fraction"]),
             work=self._work(values),
             weights=None if self.scheduler.weights is None else jnp.asarray(self.scheduler.weights, jnp.float32),
+            draft=self._draft(values) if self.scheduler.spec.speculates else None,
+        )
+
+    def _draft(self, values: dict[str, float]) -> DraftParams:
+        most, least = values["num_speculative_tokens"], values["min_speculative_tokens"]
+        limits = {
+            "num_speculative_tokens": (MOST_DRAFTS, True),
+            "min_speculative_tokens": (most, True),
+            "reject_threshold": (1, False),
+            "by_batch": (1, True),
+            "expected_acceptance": (1, False),
+        }
+        for name, (largest, whole) in limits.items():
+            value = values[name]
+            if not 0 <= value <= largest or (whole and value != int(value)):
+                kind = "a whole number" if whole else "a number"
+                raise UserError(
+                    f"{name} is {value:g}", where=f"policy {self.name}", expected=f"{kind} from 0 to {largest:g}"
+                )
+        outputs = [sum(values["expected_acceptance"] ** i for i in range(k + 1)) for k in range(MOST_DRAFTS + 1)]
+        return DraftParams(
+            most=jnp.int32(most),
+            least=jnp.int32(least),
+            stop_below=jnp.int32(round((1 - values["reject_threshold"]) * ONE)),
+            by_batch=jnp.int32(values["by_batch"]),
+            outputs=jnp.asarray([round(n * (1 << TOKEN_BITS)) for n in outputs], jnp.int32),
         )
 
     def compress_params(self) -> CompressParams | None:
@@ -229,5 +268,5 @@ class Policy:
             spec.priority_victims
             or spec.preemptive
             or values["long_prefill_threshold"] > 0
-            or values["token_budget"] < values["max_num_seqs"]
+            or values["token_budget"] < values["max_num_seqs"] * (1 + values.get("num_speculative_tokens", 0))
         )

@@ -8,7 +8,7 @@ than its budget as it decodes. Decode steps read what is kept. `+squeeze` compre
 (seed, request).
 Faithful: where each method applies and its usual budget. Simplified: which tokens go (layers and heads alike); no cost
 of choosing them; H2O evicts every block, not every token; the curve of quality is our calibration of what the papers
-report (docs/semantics.md, section 16), not data. Evidence: [P] read in the paper or a note of it, [M] from memory, [D]
+report (docs/semantics.md, section 17), not data. Evidence: [P] read in the paper or a note of it, [M] from memory, [D]
 ours.
 """
 

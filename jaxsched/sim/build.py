@@ -13,6 +13,7 @@ from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.fair import tenant_params
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.rounds import RoundParams
+from jaxsched.sim.speculate import SpecParams
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import TierParams
 from jaxsched.timing.step_time import StepTimeParams
@@ -95,6 +96,7 @@ def make_params(
     tenant_weights: Sequence[float] | None = None,
     tiers: TierParams | None = None,
     rounds: RoundParams | None = None,
+    speculation: SpecParams | None = None,
 ) -> SimParams:
     """Traced parameters of one lane. Sequences over classes must be equally long; SLOs default to none.
 
@@ -132,4 +134,5 @@ def make_params(
         tiers=tiers,
         rounds=rounds,
         compress=policy.compress_params(),
+        speculation=speculation,
     )

@@ -12,6 +12,7 @@ from jaxsched.sim.compress import evicts_in
 from jaxsched.sim.event import Event, count, set_where, slot_with
 from jaxsched.sim.leave import RUN_BINS, add_area
 from jaxsched.sim.rows import earliest
+from jaxsched.sim.speculate import step_drafts_us
 from jaxsched.sim.state import Col, Count, Flag, Hist
 from jaxsched.timing.step_time import constant_us, context_us
 
@@ -28,6 +29,8 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     before = slots.computed
     scheduled = tokens > 0
     decode = (tokens == 1) & (before > 0)
+    if static.scheduler.speculates:  # a row that verifies drafts reads its context once, like a decode
+        decode |= before + tokens > slots.known
     prefill = scheduled & ~decode
     total = jnp.sum(tokens)
     num_decode, num_prefill = count(decode), count(prefill)
@@ -35,12 +38,15 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     if static.scheduler.compress is not None:  # evicted tokens are not read (and prefilled rows have none yet)
         decode_ctx -= jnp.sum(jnp.where(decode, slots.aux, 0))
     prefill_tokens = total - num_decode
+    if static.scheduler.speculates:
+        decode_ctx = jnp.sum(jnp.where(decode, before + tokens, 0))
+        prefill_tokens = jnp.sum(jnp.where(prefill, tokens, 0))
     prefill_ctx = jnp.sum(jnp.where(prefill, before + tokens, 0))
     quad = jnp.sum(jnp.where(prefill, tokens * ((2 * before + tokens) >> 6), 0))
     formed = active & (total > 0)
 
     after = before + tokens
-    emit = scheduled & (after == slots.known)
+    emit = scheduled & (after >= slots.known if static.scheduler.speculates else after == slots.known)
     num_emit = count(emit)
 
     # How many such steps in a row?
@@ -76,6 +82,8 @@ def close_step(event: Event, active: Bool[Array, ""], blocked: Bool[Array, ""]) 
     constant = constant_us(timing, total, num_prefill, prefill_tokens, quad, num_decode)
     ctx = decode_ctx + timing.prefill_in_ctx * prefill_ctx
     step = jnp.arange(k, dtype=jnp.int32)
+    if static.scheduler.speculates:
+        constant += step_drafts_us(event, jnp.where(scheduled, jnp.maximum(after - slots.known, 0), 0))
     durations = jnp.maximum(constant + context_us(timing, ctx + step * num_decode), 1)
     start = jnp.maximum(event.now, inst.end_last) if asynchronous else event.now
     start = jnp.where(inst.in_flight > 0, start, event.now) if asynchronous else start

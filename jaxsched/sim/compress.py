@@ -1,4 +1,4 @@
-"""KV compression: tokens of a request's KV are evicted after its prefill, or as it decodes (docs/semantics.md, 16).
+"""KV compression: tokens of a request's KV are evicted after its prefill, or as it decodes (docs/semantics.md, 17).
 
 What a serving simulator sees of it: fewer KV blocks, less KV to read at each decode step, and a loss of quality; the
 prefill costs what it costs, and its peak of memory is that of the whole prompt. `Slots.aux` holds how many of the

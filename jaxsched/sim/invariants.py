@@ -20,6 +20,7 @@ from jaxsched.sim.graph import COUNT
 from jaxsched.sim.kv import BlockTableState, blocks, runs
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
+from jaxsched.sim.speculate import MOST_DRAFTS
 from jaxsched.sim.state import DEAD, GONE, WAITING, Col, Count, Flag, Instance, Slots, State
 from jaxsched.sim.static import SimStatic
 
@@ -190,10 +191,11 @@ def _clock(static: SimStatic, requests: Requests, state: State) -> Bool[Array, "
 def _tokens(static: SimStatic, slots, running, waiting) -> Bool[Array, ""]:
     # One step ahead, outputs in flight are known, so all of them may be.
     ahead = int(static.scheduler.asynchronous)
+    drafts = MOST_DRAFTS if static.scheduler.speculates else 0  # a step under way may compute more than there will be
     there = running | waiting
     wrong = there & ((slots.prompt < 1) | (slots.known < slots.prompt) | (slots.known >= slots.goal + ahead))
-    wrong |= running & ((slots.computed < 1) | (slots.computed > slots.known))
-    wrong |= running & (slots.computed >= slots.goal)  # the KV of the last token is never computed
+    wrong |= running & ((slots.computed < 1) | (slots.computed > slots.known + drafts))
+    wrong |= running & (slots.computed >= slots.goal + drafts)  # the KV of the last token is never computed
     wrong |= waiting & (slots.computed != 0)
     return jnp.any(wrong)
 

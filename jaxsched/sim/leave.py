@@ -19,6 +19,7 @@ from jaxsched.sim.fair import Who
 from jaxsched.sim.graph import finish_turn
 from jaxsched.sim.kv import Pin
 from jaxsched.sim.retain import PauseView, deadline, reload_time_us
+from jaxsched.sim.speculate import book_outputs
 from jaxsched.sim.state import DEAD, EMPTY, Col, Count, Fate, Flag, Hist
 from jaxsched.sim.tiers import transfer_us
 
@@ -47,12 +48,17 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     k = count(done)
     emit = (slots.chunk > 0) & ended
     before = event.held_blocks(slots.computed, slots.aux)
-    slots.computed = slots.computed + jnp.where(emit, k - 1, 0)
-    slots.known = slots.known + jnp.where(emit, k, 0)
+    if static.scheduler.speculates:  # the KV of rejected drafts is not computed any more; their blocks stay
+        outputs = book_outputs(event, emit)
+        slots.computed = jnp.where(emit, slots.known + outputs - 1, slots.computed)
+    else:
+        slots.computed = slots.computed + jnp.where(emit, k - 1, 0)
+        outputs = jnp.where(emit, k, 0)
+    slots.known = slots.known + outputs
     grown = jnp.sum(event.held_blocks(slots.computed, slots.aux) - before) if static.run_steps > 1 else jnp.int32(0)
     inst.free = inst.free - grown
     event.kv.take(grown)
-    event.serve_outputs(jnp.where(emit, k, 0))
+    event.serve_outputs(outputs)
     if static.scheduler.compress is not None:
         compress(event, emit)
     event.sample_ledger(begin)
@@ -75,7 +81,7 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     busy = jnp.where(ended, now - inst.run_start, 0)
     event.tally.count(Count.BUSY_US, busy)
     event.tally.count(Count.ENGINE_STEPS, k)
-    event.tally.count(Count.OUTPUT_TOKENS, k * inst.emits)
+    event.tally.count(Count.OUTPUT_TOKENS, jnp.sum(outputs) if static.scheduler.speculates else k * inst.emits)
     event.tally.count(Count.SCHEDULED_TOKENS, jnp.maximum(k - 1, 0) * inst.emits)
     passed = jnp.float32(0.0)
     if static.tiered and static.run_steps > 1:

@@ -25,6 +25,7 @@ from jaxsched.sim.ledger import folded
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.running import running_pass
+from jaxsched.sim.speculate import begin_drafts, folded_counts
 from jaxsched.sim.state import WAITING, Col, Count, Flag, Instance, Phase, State, init_state
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import rebase_tiers
@@ -112,7 +113,7 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
         at = jnp.where(begins, event.m, static.num_instances)
         event.state = event.state.replace(next_event=event.state.next_event.at[at].set(younger, mode="drop"))
 
-    if static.prefix_cache != "none":
+    if static.prefix_cache != "none" and not scheduler.speculates:  # (one step at a time: the next call registers)
         event.cache_outputs(begins)
     more_leave = let_one_leave(event, active & (phase <= Phase.LEAVE))
     ready = active & ~more_leave & (phase != Phase.DRAIN)
@@ -191,6 +192,8 @@ def _begin_call(event: Event, begins: Bool[Array, ""]) -> None:
     if static.scheduler.family == "static":
         idle = (inst.running == 0).astype(jnp.int32)
         event.state = event.state.replace(was_idle=jnp.where(begins, idle, state.was_idle))
+    if static.scheduler.speculates:
+        begin_drafts(event, begins)
     if static.ordered_budget:
         in_system = inst.running + inst.waiting
         adaptive = jnp.maximum(sched.long_prefill_threshold, sched.token_budget // jnp.maximum(in_system, 1))
@@ -246,11 +249,13 @@ def end_of_chunk(static: SimStatic, params: SimParams, requests: Requests, state
         copying = offload.rebased_copies(kv.runs[:, COPYING], shift, EPOCH_US)
         kv, tiers = kv.replace(runs=kv.runs.at[:, COPYING].set(copying)), rebase_tiers(tiers, shift)
     fair, rule = state.fair, static.scheduler.fair
+    spec = state.speculation
     return state.replace(
         kv=kv,
         tiers=tiers,
         fair=fair if fair is None or rule is None else rebased(rule, fair),
         ledger=None if state.ledger is None else folded(state.ledger),
+        speculation=None if spec is None else folded_counts(spec),
         epoch=state.epoch + jnp.where(shift, num_epochs, 0),
         now=jnp.where(shift, now, state.now),
         next_event=back(state.next_event),

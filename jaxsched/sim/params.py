@@ -28,6 +28,7 @@ class SchedulerParams(struct.PyTreeNode):
     gate_fraction: Float[Array, ""]  # share of the pool that the contexts of begun programs may fill
     work: Int[Array, " 2"] | None = None  # us per prompt token and per output token, for due dates; None: not read
     weights: Float[Array, " w"] | None = None  # of a learned policy: what all its heads get instead; None: it is not
+    draft: Any = None  # `DraftParams`: how many tokens are drafted (sim/speculate.py); None: nobody speculates
 
     def of_order(self) -> Array:
         """What the order head gets."""
@@ -63,3 +64,4 @@ class SimParams(struct.PyTreeNode):
     tiers: TierParams | None = None  # None: nothing below HBM
     compress: Any = None  # `CompressParams`, with `SchedulerSpec.compress`
     rounds: Any = None  # `RoundParams`, with `SimStatic.rounds`
+    speculation: Any = None  # `SpecParams`: the draft model; None: nobody speculates

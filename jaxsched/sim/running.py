@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxsched.sim import offload
 from jaxsched.sim.event import Event, ceil_blocks, count, set_where, slot_with
+from jaxsched.sim.speculate import drafts, slots_ahead
 from jaxsched.sim.state import WAITING, Col, Count
 
 
@@ -42,6 +43,24 @@ def _take(event: Event, blocks: Int[Array, ""]) -> None:
     event.kv.take(blocks)
 
 
+def _needed(event: Event, tokens: Int[Array, " s"]) -> Int[Array, " s"]:
+    """Further blocks of requests that get so many tokens; where tokens are drafted, with the slots held ahead."""
+    static, slots = event.static, event.slots
+    if not static.scheduler.speculates:
+        kept = slots.computed if static.scheduler.compress is None else slots.computed - slots.aux
+        return ceil_blocks(static, kept + tokens) - ceil_blocks(static, kept)
+    wanted, held = slots_ahead(event, slots.computed + tokens), event.held_blocks(slots.computed, slots.aux)
+    return jnp.where(tokens > 0, jnp.maximum(wanted - held, 0), 0)
+
+
+def _hold_ahead(event: Event, active: Bool[Array, " s"], tokens: Int[Array, " s"]) -> None:
+    """Blocks ahead of what is computed stay with the request, whatever becomes of its drafts."""
+    if event.static.scheduler.speculates:
+        slots = event.slots
+        wanted = slots_ahead(event, slots.computed + tokens)
+        slots.aux = jnp.where(active & (tokens > 0), jnp.maximum(slots.aux, wanted), slots.aux)
+
+
 def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     """V1 when the budget cannot run out among decodes.
 
@@ -53,10 +72,13 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if event.static.scheduler.asynchronous:
         left = jnp.where(slots.known == slots.goal, 0, left)  # its last token is in flight
     single = left == 1
-    rest = jnp.maximum(event.state.budget - count(single), 0)
-    tokens = jnp.where(single, 1, jnp.minimum(left, rest))
-    held = slots.computed if event.static.scheduler.compress is None else slots.computed - slots.aux
-    need = jnp.where(running, ceil_blocks(event.static, held + tokens) - ceil_blocks(event.static, held), 0)
+    if event.static.scheduler.speculates:
+        one = jnp.where(single, 1 + drafts(event), 0)
+        rest = jnp.maximum(event.state.budget - jnp.sum(one), 0)
+    else:
+        one, rest = 1, jnp.maximum(event.state.budget - count(single), 0)
+    tokens = jnp.where(single, one, jnp.minimum(left, rest))
+    need = jnp.where(running, _needed(event, tokens), 0)
     pressure = active & (jnp.sum(need) > inst.free)
     last = slot_with(running, slots.order, largest=True)
     if event.static.prefix_cache != "none":
@@ -64,6 +86,7 @@ def _list(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
         before_last = jnp.sum(need) - event.at(need, last)
         event.kv.take_ahead(jnp.where(pressure, jnp.minimum(inst.free, before_last), 0))
     _accept(event, active & ~pressure, tokens, need)
+    _hold_ahead(event, active & ~pressure & running, tokens)
     event.cache_scheduled(active & ~pressure)
     waits = offload.wait_for_copies(event, pressure) if event.static.tiered else jnp.bool_(False)
     preempt(event, last, pressure & ~waits, memory=True)
@@ -109,6 +132,8 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     left = slots.known - slots.computed
     if static.scheduler.asynchronous:
         left = jnp.where(slots.known == slots.goal, 0, left)
+    if static.scheduler.speculates:
+        left = left + drafts(event)
     want = jnp.where(open_, jnp.where(state.threshold > 0, jnp.minimum(left, state.threshold), left), 0)
     pending = (state.pending > 0) & open_ & (slots.order == jnp.min(jnp.where(open_, slots.order, 2**31 - 1)))
     earlier = slots.order[None, :] < slots.order[:, None]
@@ -119,8 +144,7 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     want_fixed = jnp.where(pending, state.pending, want)
     room = state.budget - sum_before(want_fixed)
     tokens = jnp.where(pending, state.pending, jnp.clip(room, 0, want))
-    held = slots.computed if static.scheduler.compress is None else slots.computed - slots.aux
-    need = jnp.where(tokens > 0, ceil_blocks(static, held + tokens) - ceil_blocks(static, held), 0)
+    need = jnp.where(tokens > 0, _needed(event, tokens), 0)
     fails = open_ & (tokens > 0) & (sum_before(need) + need > inst.free)
     failing = slot_with(fails, slots.order)
     pressure = active & jnp.any(fails)
@@ -130,6 +154,7 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     _take(event, jnp.where(active, jnp.sum(jnp.where(accepted, need, 0)), 0))
     budget = state.budget - jnp.where(active, jnp.sum(jnp.where(accepted, tokens, 0)), 0)
     event.state = state.replace(budget=budget)
+    _hold_ahead(event, active & accepted, tokens)
     event.cache_scheduled(active)
 
     if static.scheduler.priority_victims:

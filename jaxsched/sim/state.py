@@ -289,6 +289,7 @@ class State(struct.PyTreeNode):
     quality: Quality | None = None  # KV compression: ratios and losses (sim/compress.py); None = off
     rounds: RoundState | None = None  # rounds of rollouts, see sim/rounds.py; None = programs arrive by their times
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
+    speculation: Any = None  # `SpecState` (sim/speculate.py); None = nobody speculates
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -325,6 +326,12 @@ def _first_round(static: SimStatic, params: SimParams) -> RoundState | None:
     seen = jnp.zeros(static.num_instances, jnp.int32)
     released = jnp.asarray(params.rounds.in_flight, jnp.int32)
     return RoundState(number=zero, settled=zero, released=released, epoch=zero, us=zero, seen=seen, stopped=zero)
+
+
+def _nothing_drafted(static: SimStatic) -> Any:
+    from jaxsched.sim.speculate import init_speculation  # it works on this state
+
+    return init_speculation(static)
 
 
 def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State:
@@ -409,4 +416,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         quality=init_quality(m, s) if static.scheduler.compress is not None else None,
         rounds=_first_round(static, params),
         fired=zeros(num_requests, 3) if static.graphs else None,
+        speculation=_nothing_drafted(static),
     )

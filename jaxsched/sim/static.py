@@ -51,12 +51,14 @@ class SchedulerSpec:
     fair: FairRule | None = None  # keeps an account of the tenants' service, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
     compress: CompressHead | None = None  # KV is evicted after the prefill (sim/compress.py); None: none ever is
+    speculates: bool = False  # tokens are drafted and verified (sim/speculate.py)
 
     @property
     def stops_for_rounds(self) -> bool:
         """Whether the end of a round (sim/rounds.py) can stop it: a synchronous V1 engine that keeps no accounts."""
         keeps = (self.retain, self.service, self.fair, self.offload)
-        return self.family == "v1" and not (self.asynchronous or self.gate) and all(kept is None for kept in keeps)
+        waits = self.asynchronous or self.gate or self.speculates
+        return self.family == "v1" and not waits and all(kept is None for kept in keeps)
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -73,6 +75,10 @@ class SchedulerSpec:
             raise ValueError("KV compression needs a synchronous V1 engine")
         if self.fair is not None and (self.order is None or self.asynchronous or self.family != "v1"):
             raise ValueError("accounts of tenants need an ordered queue and a synchronous V1 engine")
+        if self.speculates and (self.family != "v1" or self.asynchronous or self.admit or self.offload):
+            raise ValueError("speculation needs a synchronous V1 engine without an admission head and memory tiers")
+        if self.speculates and self.compress is not None:
+            raise ValueError("speculation and KV compression: both keep their own count of a request's blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +202,8 @@ class SimStatic:
 
     @property
     def reserves_blocks(self) -> bool:
-        """Whether admission takes more blocks than the first chunk needs."""
-        return self.scheduler.family != "v1"
+        """Whether requests can hold more blocks than their tokens need: reserved at admission, or ahead of drafts."""
+        return self.scheduler.family != "v1" or self.scheduler.speculates
 
     @property
     def keeps_run_blocks(self) -> bool:
@@ -206,5 +212,5 @@ class SimStatic:
 
     @property
     def run_steps(self) -> int:
-        """Longest run compiled: asynchronous stepping decides every step on its own."""
-        return 1 if self.scheduler.asynchronous else self.max_run_steps
+        """Longest run compiled: asynchronous stepping and speculation decide every step on its own."""
+        return 1 if self.scheduler.asynchronous or self.scheduler.speculates else self.max_run_steps

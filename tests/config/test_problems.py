@@ -121,6 +121,37 @@ def test_the_good_configurations_used_below_load(tmp_path):
             "  num_requests: 9\n  slice_s: [9]",
             r"line 5, field workload\.slice_s: found 1 item\(s\); expected at least 2",
         ),
+        (
+            "seed: 0",
+            "speculation: {acceptance: 1.2, draft_pass_us: 100}",
+            r"line 20, field speculation\.acceptance: found 1\.2; expected a number .*1",
+        ),
+        ("seed: 0", "speculation: {acceptance: 0.7}", r"line 20: key 'speculation\.draft_pass_us' is missing"),
+        (
+            "seed: 0",
+            "speculation: {acceptance: 0.7, draft_pass_us: -1}",
+            r"line 20, field speculation\.draft_pass_us: found -1; expected a number",
+        ),
+        (
+            "seed: 0",
+            "speculation: {acceptance: 0.7, draft_pass_us: 9, token_spread: 1}",
+            r"line 20, field speculation\.token_spread: found 1; expected a number below 1",
+        ),
+        (
+            "seed: 0",
+            "speculation: {acceptance: 0.7, draft_pass_us: 9, request_spread: -0.1}",
+            r"line 20, field speculation\.request_spread: found -0\.1; expected a number",
+        ),
+        (
+            "seed: 0",
+            "speculation: {acceptance: 0.7, draft_pass_us: 9, head_accuracy: 2}",
+            r"line 20, field speculation\.head_accuracy: found 2; expected a number",
+        ),
+        (
+            "seed: 0",
+            "speculation: {acceptance: 0.7, draft_pass_us: 9, draft_token_us: 5000}",
+            r"line 20, field speculation\.draft_token_us: found 5000; expected a number",
+        ),
         ("seed: 0", "seed: 0\nseed: 1", r"line 21: key 'seed' is given twice"),
         ("seed: 0", "seed: [0", r"c\.yaml, line 2\d: not valid YAML"),
         ("scheduler: vllm", "scheduler:", r"line 13, field policy\.scheduler: found nothing \(null\); expected a text"),

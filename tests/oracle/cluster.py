@@ -81,7 +81,7 @@ class _Cluster:
         remote = Store(engine.tiers.remote_blocks) if engine.tiers and engine.tiers.remote_blocks else None
         programs: attained.Programs = {}
         words = None if uniform is None else lambda row, draw: uniform(row, FIRST_DRAW + draw) >> (31 - WORD_BITS)
-        self.instances = [Instance(engine, step_time, remote, programs, words) for _ in range(num_instances)]
+        self.instances = [Instance(engine, step_time, remote, programs, words, uniform) for _ in range(num_instances)]
         self.dispatcher = Dispatcher(router, self.instances, uniform)
         self.records = [Record(row) for row in range(len(workload.prompt_tokens))]
         self.returns: list[tuple[int, int]] = []  # heap of (time, row)

@@ -82,6 +82,7 @@ class EngineConfig:
     min_kept: int = 64
     evict_window: int = 0
     tiers: TierConfig | None = None  # host memory and a remote pool for contexts
+    speculation: Any = None  # `speculation.Speculation`: tokens are drafted
 
     def __post_init__(self) -> None:
         if (self.retention or self.gate_fraction) and not self.prefix_caching:

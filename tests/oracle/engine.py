@@ -13,6 +13,7 @@ from tests.oracle.compression import evict
 from tests.oracle.data import EngineConfig, Record, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
 from tests.oracle.rounds import Rounds, fresh_pool
+from tests.oracle.speculation import MOST, Bits, decodes_now
 from tests.oracle.tiers import Load, Store, Tiers
 
 
@@ -23,6 +24,7 @@ class Call:
     now_us: int
     budget: int
     scheduled: dict[Request, int] = field(default_factory=dict)
+    draft_cap: int = 0  # most tokens that a request may draft
     admitted: list[tuple[Request, int, bool]] = field(default_factory=list)  # request, cached tokens, resumed
     preempted: list[Request] = field(default_factory=list)
 
@@ -34,6 +36,7 @@ class Step:
     end_us: int
     sampled: list[Request]
     log: StepLog
+    drafted: dict[Request, int] = field(default_factory=dict)
 
 
 SCHEDULERS: dict[str, Callable[[Instance, Call], None]] = {
@@ -55,7 +58,9 @@ class Instance:
         remote: Store | None = None,
         programs: attained.Programs | None = None,
         words: admission.Words | None = None,
+        bits: Bits | None = None,
     ):
+        self.bits = bits or (lambda row, draw: 0)
         self.lengths = admission.first_lengths(config)  # outputs of requests that finished here
         self.words = words or (lambda row, draw: 0)
         self.accounts = fairness.Accounts(config) if config.order in fairness.ORDERS else None
@@ -92,6 +97,8 @@ class Instance:
             if most_tokens > config.max_model_len:
                 return True
             most_tokens = config.max_model_len
+        if config.speculation:  # the last step drafts as much as any, and holds as many slots ahead
+            most_tokens += 2 * config.speculation.most
         watermark = max(config.watermark_blocks, 1) if config.kind in ("vllm-v0", "sarathi") else 0
         return ceil_div(most_tokens, config.block_size) + watermark > config.usable_blocks
 
@@ -156,6 +163,18 @@ class Instance:
                 self._remove(choice.request, call.now_us)
             else:
                 return choice.request
+
+    def drafts(self, call: Call, request: Request) -> int:
+        """Tokens that a running request drafts in this call."""
+        speculation = self.config.speculation
+        if not speculation or not decodes_now(request):
+            return 0
+        return speculation.drafts(self.bits, request, call.draft_cap)
+
+    @property
+    def lookahead(self) -> int:
+        """Slots that a running request holds ahead of what is scheduled."""
+        return self.config.speculation.most if self.config.speculation else 0
 
     def run(self, call: Call, request: Request, n: int) -> None:
         """Put n tokens of a running request, for which it holds blocks, into the step."""
@@ -255,6 +274,10 @@ class Instance:
             self.pool.end_copies(now_us)  # it may have taken no time
             self.pool.refresh_pins(now_us, self.waiting)
         call = Call(now_us, self.config.token_budget)
+        if self.config.speculation:
+            call.draft_cap = self.config.speculation.cap(self)
+            self.noted[f"cap_{call.draft_cap}"] += 1
+            self.noted["cut_by_batch"] += call.draft_cap < self.config.speculation.most
         SCHEDULERS[self.config.kind](self, call)
         if not call.scheduled and not call.preempted:
             if not self.in_flight:  # a copy that ends may let in those who wait
@@ -267,8 +290,10 @@ class Instance:
         if self.tiers and call.scheduled:
             self.noted["stall_us"] += max(self.tiers.stall_us - now_us, 0)
             start_us = max(start_us, self.tiers.stall_us)
-        end_us = start_us + max(1, self.step_time(features)) if call.scheduled else start_us
-        sampled = [r for r in call.scheduled if r.computed == r.num_tokens]
+        drafted = {r: r.computed - r.num_tokens for r in call.scheduled if r.computed > r.num_tokens}
+        draft_us = self.config.speculation.time_us(max(drafted.values()), sum(drafted.values())) if drafted else 0
+        end_us = start_us + max(1, self.step_time(features) + draft_us) if call.scheduled else start_us
+        sampled = [r for r in call.scheduled if r.computed >= r.num_tokens]
         for request in sampled:
             request.in_flight += 1
         log: StepLog = {
@@ -289,7 +314,7 @@ class Instance:
         }
         self.log.append(log)
         if call.scheduled:
-            self.in_flight.append(Step(end_us, sampled, log))
+            self.in_flight.append(Step(end_us, sampled, log, drafted))
         return call
 
     def _process_outputs(self, step: Step) -> list[Request]:
@@ -300,14 +325,19 @@ class Instance:
             request.in_flight -= 1
             if request.is_over:
                 continue  # timed out while the token was in flight
-            request.delivered += 1
-            if self.accounts is not None:
-                self.accounts.serve(request)
-            if self.config.prefix_caching:
-                request.content.append((request.output_stream, request.delivered - 1))
+            for _ in range(self._outputs(request, step)):
+                request.delivered += 1
+                if self.accounts is not None:
+                    self.accounts.serve(request)
+                if self.config.prefix_caching:
+                    request.content.append((request.output_stream, request.delivered - 1))
+            if request in step.drafted:  # rejected tokens, and those behind the last, were computed in vain
+                excess = request.computed - (request.num_tokens - 1)
+                request.computed -= excess
+                request.record.scheduled_tokens_total -= excess
             if self.config.asynchronous and request.is_running:
                 self.pool.register(request, request.computed - request.in_flight)
-            if request.delivered == 1:
+            if request.record.first_token_us < 0:
                 request.record.first_token_us = step.end_us
             if request.delivered == request.output_tokens:
                 self._finish(request, step.end_us)
@@ -315,6 +345,16 @@ class Instance:
         step.log["finished"] = [r.row for r in finished]
         step.log["free_blocks_after"] = self.pool.free
         return finished
+
+    def _outputs(self, request: Request, step: Step) -> int:
+        """Tokens that a request gets from a step: the drafts that were right, and one of the target model's own."""
+        if request not in step.drafted:
+            return 1
+        drafted = step.drafted[request]
+        accepted = self.config.speculation.accepted(self.bits, request, drafted)
+        self.noted["drafted"] += drafted
+        self.noted["accepted"] += accepted
+        return min(accepted + 1, request.output_tokens - request.delivered)
 
     def _finish(self, request: Request, now_us: int) -> None:
         """Its last token's KV is never computed. In async mode it may have been preempted meanwhile."""
@@ -444,9 +484,11 @@ class Instance:
             assert record.scheduled_tokens_total + record.cached_tokens_total - request.discarded == request.computed
             assert 0 <= request.in_flight <= len(self.in_flight)
         for request in self.running:
-            assert request.is_running and 0 < request.computed <= request.num_tokens
-            if config.kind == "vllm":  # blocks are taken as tokens are scheduled, none ahead
-                assert self.pool.held(request) == ceil_div(request.computed - request.dropped, config.block_size)
+            drafts = MOST if config.speculation else 0
+            assert request.is_running and 0 < request.computed <= request.num_tokens + drafts
+            if config.kind == "vllm":  # blocks are taken as tokens are scheduled, none ahead but for drafts
+                blocks = ceil_div(request.computed - request.dropped, config.block_size)
+                assert blocks <= self.pool.held(request) <= (blocks if not drafts else math.inf)
         for request in self.waiting:
             assert not request.is_running and request.computed == 0 and self.pool.held(request) == 0
 
@@ -456,7 +498,7 @@ def _features(call: Call) -> StepFeatures:
     for request, n in call.scheduled.items():
         before = request.computed - n
         ctx += request.computed
-        if n == 1 and before > 0:
+        if before > 0 and (n == 1 or request.computed > request.num_tokens):  # (the latter verifies drafts)
             num_decode += 1
             decode_ctx += request.computed - request.dropped
             ctx -= request.dropped

@@ -42,11 +42,11 @@ def _schedule_running(engine: Instance, call: Call, chunk_limit: int) -> None:
             break
         if not request.is_running:
             continue  # preempted in this call
-        n = min(request.wanted, chunk_limit, call.budget)
+        n = min(request.wanted + engine.drafts(call, request), chunk_limit, call.budget)
         if n == 0:
             continue
         kept = request.computed - request.dropped  # (computed, but for KV compression)
-        while pool.needed(request, kept + n) > pool.free:
+        while pool.needed(request, kept + n + engine.lookahead) > pool.free:
             if engine.wait_for_copies():
                 continue
             victim = memory_victim(engine.config, engine.running)
@@ -54,7 +54,7 @@ def _schedule_running(engine: Instance, call: Call, chunk_limit: int) -> None:
             if victim is request:
                 break
         if request.is_running:
-            pool.grow(request, kept + n)
+            pool.grow(request, kept + n + engine.lookahead)
             engine.run(call, request, n)
 
 

@@ -31,6 +31,7 @@ from tests.oracle.fairness import ORDERS
 from tests.oracle.tiers import TierConfig
 from tests.sim.graphs import random_forks, random_graphs, random_lines
 from tests.sim.harness import to_requests
+from tests.sim.spec_lanes import random_speculation, to_machine
 from tests.sim.tier_lanes import random_tiers, tier_params
 
 LATTICE_US = 1000
@@ -142,7 +143,12 @@ class Variant:
     @property
     def parts(self) -> list[str]:
         """Retention and gate."""
-        return self.scheduler.split("+")[1:]
+        return [part for part in self.scheduler.split("+")[1:] if part not in policies.SPECULATIONS]
+
+    @property
+    def speculates(self) -> bool:
+        """Whether tokens are drafted; then by any rule."""
+        return self.policy.scheduler.spec.speculates
 
     @property
     def seed_name(self) -> str:
@@ -282,6 +288,12 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         threshold = draw.choice([0, 5, size.max_prompt // 8])
     elif is_v1 and draw.random() < 0.25:
         whole, budget = True, draw.choice([longest * 2 // 3, 3 * longest])
+    drafts: dict[str, Any] = {}
+    if variant.speculates:
+        speculation = random_speculation(draw, LATTICE_US if on_lattice else 0)
+        drafts = {"speculation": speculation}
+        if not variant.thresholds:  # decodes and their drafts fit into the budget
+            budget = max(budget, size.max_num_seqs * (1 + speculation.most))
     return EngineConfig(
         usable_blocks=draw.choice(size.usable_tokens) // variant.block_size,
         kind=kind,
@@ -309,6 +321,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         **by_service,
         **admission,
         **dates,
+        **drafts,
     )
 
 
@@ -476,6 +489,9 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
     if variant.tiers:
         tiers = [tier_params(engine.tiers) for engine in engines if engine.tiers is not None]
         params = params.replace(tiers=jax.tree.map(lambda *leaves: np.stack(leaves), *tiers))
+    if variant.speculates:
+        model, rule = to_machine([engine.speculation for engine in engines])
+        params = params.replace(speculation=model, scheduler=params.scheduler.replace(draft=rule))
     blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
     tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)

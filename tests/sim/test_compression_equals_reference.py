@@ -1,4 +1,4 @@
-"""KV compression: the machine, in runs of steps, takes every decision of the reference (docs/semantics.md, 16)."""
+"""KV compression: the machine, in runs of steps, takes every decision of the reference (docs/semantics.md, 17)."""
 
 from __future__ import annotations
 
@@ -102,6 +102,9 @@ def test_numbers_out_of_range_and_unfit_engines_are_refused() -> None:
             policies.get("vllm+h2o", **{name: value}).compress_params()
     for name in ("vllm-async+h2o", "sarathi+cake", "pfcfs+ttl+h2o", "vllm+h2o+cake"):
         with pytest.raises(UserError, match="KV compression goes with"):
+            policies.get(name)
+    for name, says in (("vllm+h2o+spec", "does not go with KV compression"), ("vllm+h2o+gate", "no prefix cache")):
+        with pytest.raises(UserError, match=says):
             policies.get(name)
     scenario = js.load(str(ROOT / "configs" / "scenarios" / "shared_prompts.yaml"), {"workload.num_requests": 8})
     with pytest.raises(UserError, match="nobody else's prefix"):
