@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.sim.clock import NEVER_US
-from jaxsched.sim.compress import Quality, init_quality
+from jaxsched.sim.compress import init_quality
 from jaxsched.sim.fair import FairState, init_fair
 from jaxsched.sim.kv import init_cache
 from jaxsched.sim.ledger import init_ledger
@@ -286,8 +286,8 @@ class State(struct.PyTreeNode):
     fair: Any = None  # `FairState`: accounts of the tenants (sim/fair.py); None = the order does not ask
     ledger: Any = None  # `LedgerState`: service of the tenants, measured (sim/ledger.py); None = not asked for
     tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
-    quality: Quality | None = None  # KV compression: ratios and losses (sim/compress.py); None = off
-    rounds: RoundState | None = None  # rounds of rollouts, see sim/rounds.py; None = programs arrive by their times
+    quality: Any = None  # `Quality` of KV compression: ratios and losses (sim/compress.py); None = off
+    rounds: Any = None  # `RoundState`: rounds of rollouts, see sim/rounds.py; None = programs arrive by their times
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
     speculation: Any = None  # `SpecState` (sim/speculate.py); None = nobody speculates
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.oracle.blocks import CountPool
 from tests.oracle.data import EngineConfig, Request
 
 if TYPE_CHECKING:
@@ -40,5 +41,6 @@ def evict(engine: Instance, step: Step) -> None:
         over = request.computed - request.dropped - budget(config, request)
         if over > 0 and (is_new or over >= config.evict_window > 0):
             request.dropped += over
+            assert isinstance(engine.pool, CountPool)  # compressed blocks are nobody else's: no prefix cache
             engine.pool.shrink(request, request.computed - request.dropped)
             engine.noted["evicted_after_prefill" if is_new else "evicted_in_decode"] += 1

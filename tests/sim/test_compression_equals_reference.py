@@ -42,12 +42,12 @@ def _lane(variant: Variant, seed: int) -> Lane:
 def _inputs(variant: Variant, lanes: list[Lane]) -> tuple[Any, Any]:
     params, requests = lane_inputs(variant, lanes)
     engines = [lane.engine for lane in lanes]
-    column = lambda name: np.array([getattr(engine, name) for engine in engines], np.int32)
+    column = lambda name: jnp.asarray([getattr(engine, name) for engine in engines], jnp.int32)
     compress = CompressParams(
-        head=np.array([(e.keep_ratio, *e.pressure) for e in engines], np.int32),
+        head=jnp.asarray([(e.keep_ratio, *e.pressure) for e in engines], jnp.int32),
         min_tokens=column("min_kept"),
         window=column("evict_window"),
-        quality=np.tile(np.array([0.25, 2.0, 0.5], np.float32), (len(lanes), 1)),
+        quality=jnp.tile(jnp.asarray([0.25, 2.0, 0.5], jnp.float32), (len(lanes), 1)),
     )
     return params.replace(compress=compress), requests
 
@@ -81,7 +81,9 @@ def test_ratio_one_is_the_engine_without_and_smaller_caches_hold_more_requests_a
     assert (small.metrics["quality_loss"] > 2 * half.metrics["quality_loss"]).all()
     # The losses are those of the requests' own draws, whatever the order in which they finish.
     words = jnp.stack([hash_bits(jnp.int32(0), jnp.arange(40), FIRST_DRAW + i) for i in range(2)])
-    own = [quality_loss(policies.get("vllm+h2o").compress_params(), jnp.int32(205), words[:, i]) for i in range(40)]
+    params = policies.get("vllm+h2o").compress_params()
+    assert params is not None
+    own = [quality_loss(params, jnp.int32(205), words[:, i]) for i in range(40)]
     assert small.metrics["quality_loss"][0] == pytest.approx(float(np.mean(own)), rel=1e-5)
     assert small.metrics["quality_bad_fraction"][0] == np.mean(np.asarray(own) > 0.1)
     # Without pressure the pressure head keeps all; the prefill is never cheaper.
