@@ -11,6 +11,7 @@ from jaxsched.errors import UserError
 def _policies() -> list[dict[str, Any]]:
     from jaxsched.policies import (
         APRIL,
+        COMPRESSIONS,
         EARLY_REJECT,
         GATE,
         OFFLOADS,
@@ -27,6 +28,7 @@ def _policies() -> list[dict[str, Any]]:
     rows += [
         {"name": f"pfcfs+{n}", "summary": f"KV kept: {r.summary}", "source": r.source} for n, r in RETENTIONS.items()
     ]
+    rows += [{"name": f"vllm+{n}", "summary": c.summary, "source": c.source} for n, c in COMPRESSIONS.items()]
     rows += [{"name": f"continuum+{n}", "summary": o.summary, "source": o.source} for n, o in OFFLOADS.items()]
     gate = "new programs wait while the contexts of begun ones fill the pool"
     source = "regime study (docs/retention.md)"

@@ -17,6 +17,7 @@ from jaxsched.speculation import DraftModel
 from jaxsched.tiering import ClusterTiers, Tier, tier_params
 from jaxsched.timing import StepTimeParams, check_range
 from jaxsched.workloads import Preset, Workload
+from jaxsched.workloads.rollouts import RolloutSpec
 
 if TYPE_CHECKING:
     from jaxsched.config import ScenarioConfig
@@ -209,7 +210,8 @@ class Scenario:
         if any(self.timeouts()) or policy.scheduler.spec.rejects_late:
             raise UserError("rounds and timeouts: a rollout that is dropped is never done", where=where,
                             expected="no timeout_ms, no early rejection")  # fmt: skip
-        spec = self.workload.spec  # type: ignore[union-attr]
+        spec = self.workload.spec if isinstance(self.workload, Preset) else None
+        assert isinstance(spec, RolloutSpec)
         longest = spec.max_prompt_tokens + spec.max_output_tokens - 1
         pool = self.usable_blocks * self.block_size
         whole = policy.settings()["chunked_prefill"] == 0

@@ -276,7 +276,7 @@ class CategoryConfig(Section):
 
 
 class SemanticCacheConfig(Section):
-    """A cache of answers in front of the cluster, for `+semantic_cache` (docs/semantics.md, section 17)."""
+    """A cache of answers in front of the cluster, for `+semantic_cache` (docs/semantics.md, section 18)."""
 
     search_us: Annotated[float, Field(ge=0, le=1e7)]  # paid by every request
     answer_us: Annotated[float, Field(ge=0, le=1e7)] = 0.0  # ... and by those that are answered besides

@@ -174,6 +174,11 @@ class RolloutResult:
         metrics["simulated_s"] = sim_s
         if scenario.is_job_list:
             metrics["makespan_s"] = sim_s
+        if state.quality is not None:
+            done = np.maximum(counts[:, Count.FINISHED], 1)
+            metrics["quality_loss"] = np.asarray(state.quality.loss, np.float64) / done
+            metrics["quality_bad_fraction"] = np.asarray(state.quality.bad, np.float64) / done
+            metrics["kept_ratio"] = np.asarray(state.quality.share, np.float64) / done
         if state.rounds is not None:
             stopped = np.asarray(state.rounds.stopped, np.float64)
             metrics["rounds"] = np.asarray(state.rounds.number, np.float64)

@@ -135,6 +135,7 @@ def make_params(
         tenants=None if tenant_weights is None else tenant_params(list(tenant_weights)),
         tiers=tiers,
         rounds=rounds,
+        compress=policy.compress_params(),
         speculation=speculation,
         semantic=semantic,
     )

@@ -13,6 +13,7 @@ from jaxsched.sim import offload, semantic
 from jaxsched.sim.admit import learn_length
 from jaxsched.sim.arrivals import hash_bits
 from jaxsched.sim.clock import add_us, relative_us
+from jaxsched.sim.compress import book_quality, compress
 from jaxsched.sim.event import Event, count, first_slot, set_where, slot_with
 from jaxsched.sim.fair import Who
 from jaxsched.sim.graph import finish_turn
@@ -58,6 +59,8 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     inst.free = inst.free - grown
     event.kv.take(grown)
     event.serve_outputs(outputs)
+    if static.scheduler.compress is not None:
+        compress(event, emit)
     event.sample_ledger(begin)
     slots.last = set_where(emit, event.wrapped(now), slots.last)
     slots.chunk = jnp.where(begin, 0, slots.chunk)
@@ -147,6 +150,8 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if static.reserves_blocks:
         slots.aux = set_where(mask, 0, slots.aux)
 
+    if static.scheduler.compress is not None:
+        book_quality(event, slot, column[Col.REQUEST], is_finish, hash_bits)
     book_leaving(event, column, is_finish, None if event.late is None else event.at(event.late, slot))
     if event.service is not None:
         program = event.requests.program[column[Col.REQUEST]]

@@ -1,4 +1,4 @@
-"""A semantic response cache in front of the cluster: who is answered without the engine (docs/semantics.md, 17).
+"""A semantic response cache in front of the cluster: who is answered without the engine (docs/semantics.md, 18).
 
 What a request asks (its topic), how similar it is to a kept answer, and whether a similar answer is wrong for it, are
 drawn from the hash of (seed, row); what is kept, for how long, and who is found follow from the run. Integers only.

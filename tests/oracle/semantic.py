@@ -1,4 +1,4 @@
-"""The semantic response cache in plain Python (docs/semantics.md, 17)."""
+"""The semantic response cache in plain Python (docs/semantics.md, 18)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The semantic cache in front: the machine equals the reference; break-even; without hits it only costs the search.
 
-docs/semantics.md, section 17.
+docs/semantics.md, section 18.
 """
 
 from __future__ import annotations
