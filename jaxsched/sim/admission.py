@@ -349,6 +349,8 @@ def _admit(
     slots.last = set_where(mask, -1, slots.last)
     if static.reserves_blocks:
         slots.aux = set_where(mask, reserved, slots.aux)
+    if event.kept is not None:
+        slots.aux, event.kept = set_where(mask, 0, slots.aux), set_where(mask, 0, event.kept)
     inst.admissions = inst.admissions + active
     inst.free = inst.free - jnp.where(active, blocks + cached.idle, 0)
     inst.running = inst.running + active

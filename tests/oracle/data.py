@@ -23,8 +23,9 @@ Router = Literal[
     "sglang", "preble_e2", "conductor", "dynamo_kv", "llmd_score",
 ]  # fmt: skip
 Fate = Literal[
-    "finished", "unfinished", "rejected_size", "rejected_queue", "rejected_late", "timed_out", "never_arrived"
-]
+    "finished", "unfinished", "rejected_size", "rejected_queue", "rejected_late", "timed_out", "never_arrived",
+    "answered",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,14 @@ class EngineConfig:
     output_us: int = 20_000
     lookahead_tenths: int = 20  # of atc
     rejects_late: bool = False
+    compress: Literal["", "fixed", "pressure"] = ""  # KV compression; shares in 1,024ths
+    keep_ratio: int = 1024
+    pressure: tuple[int, int] = (717, 973)  # of the pool: nothing goes below, the ratio holds above
+    min_kept: int = 64
+    evict_window: int = 0
     tiers: TierConfig | None = None  # host memory and a remote pool for contexts
     speculation: Any = None  # `speculation.Speculation`: tokens are drafted
+    semantic: Any = None  # `semantic.SemanticConfig`: a cache of answers in front of the cluster
 
     def __post_init__(self) -> None:
         if (self.retention or self.gate_fraction) and not self.prefix_caching:
@@ -226,6 +233,8 @@ class Request:
     is_running: bool = False
     service: Any = None  # of plas and atlas: `attained.Service`
     accounts: Any = None  # of the instance: `fairness.Accounts`
+    dropped: int = 0  # KV compression: tokens of `computed` that are gone, and the ratio since the last prefill
+    kept_ratio: int = 0
     block_hashes: list[int] = field(default_factory=list)  # of the full blocks known so far (prefix caching)
 
     @property
