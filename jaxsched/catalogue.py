@@ -19,6 +19,7 @@ def _policies() -> list[dict[str, Any]]:
         PREFIX_GROUPS,
         RETENTIONS,
         SCHEDULERS,
+        SEMANTIC_CACHE,
         SPECULATIONS,
     )
 
@@ -39,6 +40,9 @@ def _policies() -> list[dict[str, Any]]:
     april = "rounds of rollouts begin with more than they need; what is not done is carried on to the next"
     rows.append({"name": f"vllm+{APRIL}", "summary": april, "source": "Zhou et al., APRIL, 2025 (arXiv 2509.18521)"})
     rows += [{"name": f"vllm+{n}", "summary": s.summary, "source": s.source} for n, s in SPECULATIONS.items()]
+    cached = "requests that are like an earlier one of their category are answered without the engine"
+    source_of = "Category-aware semantic caching, 2025"
+    rows.append({"name": f"vllm+{SEMANTIC_CACHE}", "summary": cached, "source": source_of})
     peak = "bound: the gate on true final contexts"
     return [*rows, {"name": f"srpt_program+clair+{PEAK}", "summary": peak, "source": source}]
 

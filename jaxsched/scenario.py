@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy
+from jaxsched.semantic_cache import Category, SemanticCacheModel
 from jaxsched.sim.build import NO_LIMIT_US
 from jaxsched.sim.machine import LONGEST_RUN_US
 from jaxsched.speculation import DraftModel
@@ -78,6 +79,7 @@ class Scenario:
     seed: int = 0
     policy: Policy | None = None  # the configured one
     speculation: DraftModel | None = None  # who drafts tokens, for policies that speculate
+    semantic_cache: SemanticCacheModel | None = None  # of answers, for policies that use one
     notes: tuple[str, ...] = ()  # e.g. how the KV capacity was derived
     config: Any = None  # the ScenarioConfig it came from
 
@@ -136,6 +138,7 @@ class Scenario:
         if rule is not None and self.tiers is not None:
             tier_params(self.tiers, settings)
         self._check_rounds(policy)
+        self._check_semantic(policy)
         if policy.scheduler.spec.speculates:
             policy.params(self.usable_blocks)
             if self.speculation is None:
@@ -169,6 +172,25 @@ class Scenario:
                     expected="prompt + output tokens to fit into the KV pool of one instance",
                     hint="Raise cluster.kv_blocks, or use more GPUs per instance (timing.tp).",
                 )
+
+    def _check_semantic(self, policy: Policy) -> None:
+        """Refuse a cache of answers where there is none, or where an answer does not stand alone."""
+        if not policy.scheduler.semantic_params:
+            return
+        if self.semantic_cache is None:
+            raise UserError(
+                f"policy {policy.name} answers from a semantic cache, and the scenario has none",
+                where=f"scenario {self.name}, semantic_cache",
+                expected="a section `semantic_cache`",
+                hint="Add semantic_cache: {search_us: 2000, categories: [{threshold: 0.8, ttl_s: 600, quota: 99}]}.",
+            )
+        if self.max_paused_programs or self.rounds is not None:
+            raise UserError(
+                f"policy {policy.name} answers single requests, workload {self.workload.name} has programs of turns",
+                where=f"scenario {self.name}",
+                expected="a workload of plain requests",
+            )
+        self.semantic_cache.params(self.num_classes, policy.settings())
 
     def _check_rounds(self, policy: Policy) -> None:
         """Refuse rounds that could never end, and what cannot stop for them."""
@@ -235,8 +257,18 @@ def from_config(config: ScenarioConfig) -> Scenario:
         horizon_us=None if config.horizon_s is None else round(config.horizon_s * 1e6),
         gpus_per_instance=gpus, prediction_error=config.workload.prediction_error, seed=config.seed, policy=policy,
         speculation=None if config.speculation is None else DraftModel(**config.speculation.model_dump()),
+        semantic_cache=_semantic_cache(config),
         notes=tuple(notes), config=config,
     )  # fmt: skip
+
+
+def _semantic_cache(config: ScenarioConfig) -> SemanticCacheModel | None:
+    section = config.semantic_cache
+    if section is None:
+        return None
+    values = section.model_dump()
+    categories = tuple(Category(**category) for category in values.pop("categories"))
+    return SemanticCacheModel(categories=categories, **values)
 
 
 def _tenants(config: ScenarioConfig, num_classes: int) -> tuple[Tenant, ...]:

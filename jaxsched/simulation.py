@@ -23,6 +23,7 @@ from jaxsched.policies.april import in_flight
 from jaxsched.policies.base import Policy
 from jaxsched.policies.batchllm import in_group_order
 from jaxsched.scenario import Scenario
+from jaxsched.semantic_cache import SemanticCacheModel
 from jaxsched.sim.build import NO_LIMIT_US, make_params, make_static
 from jaxsched.sim.clock import split_us
 from jaxsched.sim.machine import advance, init_state, is_done
@@ -64,7 +65,7 @@ class Lanes:
 
 def params_of(scenario: Scenario, policy: Policy) -> SimParams:
     """What every lane of a policy on a scenario has in common; seed and measured cohort are those of `make_params`."""
-    tiers = _tiers(scenario, policy)
+    tiers, cache = _tiers(scenario, policy), _semantic(scenario, policy)
     rounds = None
     if scenario.rounds is not None:
         target, update_us = scenario.rounds
@@ -88,6 +89,7 @@ def params_of(scenario: Scenario, policy: Policy) -> SimParams:
         tiers=None if tiers is None else tier_params(tiers, policy.settings()),
         rounds=rounds,
         speculation=_speculation(scenario, policy),
+        semantic=None if cache is None else cache.params(scenario.num_classes, policy.settings()),
     )
 
 
@@ -108,6 +110,11 @@ def _lane_params(scenario: Scenario, policy: Policy, seeds: np.ndarray, first: n
 def _tiers(scenario: Scenario, policy: Policy) -> ClusterTiers | None:
     """The memory behind HBM, if there is any and the policy uses it."""
     return scenario.tiers if policy.scheduler.spec.offload is not None else None
+
+
+def _semantic(scenario: Scenario, policy: Policy) -> SemanticCacheModel | None:
+    """The cache of answers in front, if the policy uses it."""
+    return scenario.semantic_cache if policy.scheduler.semantic_params else None
 
 
 def _speculation(scenario: Scenario, policy: Policy) -> SpecParams | None:
@@ -176,7 +183,7 @@ def _with_truth(policy: Policy, requests: Requests, scenario: Scenario, cuts: np
 
 def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimStatic:
     """The compiled program's description for a policy on a scenario, with full rows."""
-    tiers = _tiers(scenario, policy)
+    tiers, cache = _tiers(scenario, policy), _semantic(scenario, policy)
     static = make_static(
         policy,
         num_instances=scenario.num_instances,
@@ -191,6 +198,8 @@ def static_of(scenario: Scenario, policy: Policy, record: bool = False) -> SimSt
         rounds=scenario.rounds is not None,
         num_classes=scenario.num_classes,
         tenants=bool(scenario.tenants),
+        semantic=cache is not None,
+        semantic_entries=0 if cache is None else cache.entries,
         host_tier=tiers is not None,
         remote_tier=tiers is not None and tiers.remote is not None,
         record=record,

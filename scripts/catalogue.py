@@ -31,6 +31,7 @@ PARTS = {
     policies.EARLY_REJECT: ("jaxsched.policies.early_reject", "rejection"),
     policies.APRIL: ("jaxsched.policies.april", "over-provisioning of rounds of rollouts"),
     policies.PREFIX_GROUPS: ("jaxsched.policies.batchllm", "order of a job list"),
+    policies.SEMANTIC_CACHE: ("jaxsched.policies.semantic_cache", "answers without the engine"),
     "spec": ("jaxsched.policies.spec_fixed", "draft length"),
     "specdec": ("jaxsched.policies.specdec", "draft length"),
     "spec_goodput": ("jaxsched.policies.spec_goodput", "draft length"),

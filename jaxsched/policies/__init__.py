@@ -36,6 +36,7 @@ from jaxsched.policies.plas import PLAS
 from jaxsched.policies.program_fcfs import PROGRAM_FCFS, arrival_order
 from jaxsched.policies.routers import ROUTERS
 from jaxsched.policies.sarathi import SARATHI
+from jaxsched.policies.semantic_cache import SEMANTIC_CACHE, with_semantic_cache
 from jaxsched.policies.sjf import SJF, SJF_ORACLE
 from jaxsched.policies.slack import SLACK
 from jaxsched.policies.spec_fixed import SPEC_FIXED, Speculation, with_speculation
@@ -75,7 +76,7 @@ OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETC
 SPECULATIONS: dict[str, Speculation] = {entry.name: entry for entry in (SPEC_FIXED, SPECDEC, SPEC_GOODPUT)}
 #: Names that may follow a scheduler's, besides a router's.
 PARTS = (
-    *RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *SPECULATIONS, *COMPRESSIONS
+    *RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *SPECULATIONS, *COMPRESSIONS, SEMANTIC_CACHE
 )  # fmt: skip
 
 
@@ -148,6 +149,8 @@ def _that_learns(scheduler: Scheduler) -> Scheduler:
 
 def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     """A scheduler with a retention rule or the gate added; its queue becomes one that they can look into."""
+    if part == SEMANTIC_CACHE:
+        return with_semantic_cache(scheduler)
     if part in SPECULATIONS:
         return with_speculation(scheduler, SPECULATIONS[part])
     spec = scheduler.spec
@@ -233,6 +236,7 @@ __all__ = [
     "RETENTIONS",
     "ROUTERS",
     "SCHEDULERS",
+    "SEMANTIC_CACHE",
     "SPECULATIONS",
     "Policy",
     "Router",

@@ -58,6 +58,7 @@ class Scheduler:
     )  # `COMPRESS_PARAMETERS`, if it compresses
     round_params: dict[str, float] = dataclasses.field(default_factory=dict)  # how rounds of rollouts begin (april.py)
     draft_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `DRAFT_PARAMETERS`, if it speculates
+    semantic_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of a cache of answers in front
     weights: tuple[float, ...] | None = None  # of a learned policy, for all its heads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
     orders_jobs: bool = False  # jobs handed over at one instant are put in order before the run (batchllm.py)
@@ -153,6 +154,7 @@ class Policy:
             **s.compress_params,
             **s.round_params,
             **s.draft_params,
+            **s.semantic_params,
         }
         return {**own, **self.router.params}
 

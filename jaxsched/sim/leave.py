@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.metrics.histogram import NUM_BINS, bin_end_us, bin_of
-from jaxsched.sim import offload
+from jaxsched.sim import offload, semantic
 from jaxsched.sim.admit import learn_length
 from jaxsched.sim.arrivals import hash_bits
 from jaxsched.sim.clock import add_us, relative_us
@@ -179,8 +179,19 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if event.state.lengths is not None:
         lengths = learn_length(event.state.lengths, event.m, column[Col.OUTPUT], is_finish)
         event.state = event.state.replace(lengths=lengths)
+    if event.state.semantic is not None:
+        _keep_answer(event, column, is_finish)
     pause_program(event, column, is_finish)
     return active & (num_finished_or_expired > 1)
+
+
+def _keep_answer(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> None:
+    """The semantic cache in front keeps what the engine has answered."""
+    row, params = column[Col.REQUEST], event.params
+    word = hash_bits(params.seed, row, semantic.DRAW)
+    tick = semantic.tick_of(*event.stamp(event.now))
+    kept = semantic.keep(params.semantic, event.state.semantic, is_finish, (column[Col.KLASS], row, word), tick)
+    event.state = event.state.replace(semantic=kept)
 
 
 def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> Pin | None:

@@ -65,3 +65,4 @@ class SimParams(struct.PyTreeNode):
     compress: Any = None  # `CompressParams`, with `SchedulerSpec.compress`
     rounds: Any = None  # `RoundParams`, with `SimStatic.rounds`
     speculation: Any = None  # `SpecParams`: the draft model; None: nobody speculates
+    semantic: Any = None  # `SemanticParams`, with `SimStatic.semantic`

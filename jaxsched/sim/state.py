@@ -23,6 +23,7 @@ from jaxsched.sim.kv import init_cache
 from jaxsched.sim.ledger import init_ledger
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.routing import init_routing
+from jaxsched.sim.semantic import SemanticState, init_semantic
 from jaxsched.sim.service import init_service
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import TierState, init_tiers
@@ -61,6 +62,7 @@ class Fate(enum.IntEnum):
     REJECTED_QUEUE = 4
     TIMED_OUT = 5
     REJECTED_LATE = 6
+    ANSWERED = 7  # by the semantic cache, without the engine; counted as finished
 
 
 class Flag(enum.IntFlag):
@@ -290,6 +292,7 @@ class State(struct.PyTreeNode):
     rounds: Any = None  # `RoundState`: rounds of rollouts, see sim/rounds.py; None = programs arrive by their times
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
     speculation: Any = None  # `SpecState` (sim/speculate.py); None = nobody speculates
+    semantic: SemanticState | None = None  # answers kept in front (sim/semantic.py); None = no such cache
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -326,6 +329,12 @@ def _first_round(static: SimStatic, params: SimParams) -> RoundState | None:
     seen = jnp.zeros(static.num_instances, jnp.int32)
     released = jnp.asarray(params.rounds.in_flight, jnp.int32)
     return RoundState(number=zero, settled=zero, released=released, epoch=zero, us=zero, seen=seen, stopped=zero)
+
+
+def _no_answers(static: SimStatic, params: SimParams) -> SemanticState | None:
+    if not static.semantic:
+        return None
+    return init_semantic(params.semantic, static.num_classes, static.semantic_entries)
 
 
 def _nothing_drafted(static: SimStatic) -> Any:
@@ -417,4 +426,5 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         rounds=_first_round(static, params),
         fired=zeros(num_requests, 3) if static.graphs else None,
         speculation=_nothing_drafted(static),
+        semantic=_no_answers(static, params),
     )

@@ -107,6 +107,8 @@ class SimStatic:
     num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
     host_tier: bool = False  # instances have host memory for contexts (used if the scheduler offloads)
     remote_tier: bool = False  # ... and a pool behind it that all share
+    semantic: bool = False  # a cache of answers stands in front of the cluster (sim/semantic.py)
+    semantic_entries: int = 0  # ... answers of a class that it can keep
     timeouts: bool = False  # some class has a timeout
     gap_limits: bool = False  # some class limits every single gap between tokens
     delayed_view: bool = False  # routers see the state of the last telemetry tick
@@ -129,6 +131,8 @@ class SimStatic:
             raise ValueError("graphs need num_paused > 0: the turns that wait for their pause")
         if self.rounds and not (self.num_paused and self.scheduler.stops_for_rounds):
             raise ValueError("rounds need num_paused > 0 and a scheduler that can stop for them")
+        if self.semantic and self.num_paused:
+            raise ValueError("the semantic cache answers programs of one turn")
         if self.trace and self.max_run_steps != 1:
             raise ValueError("trace needs max_run_steps = 1")
         if self.prefix_cache not in CACHES:

@@ -23,8 +23,9 @@ Router = Literal[
     "sglang", "preble_e2", "conductor", "dynamo_kv", "llmd_score",
 ]  # fmt: skip
 Fate = Literal[
-    "finished", "unfinished", "rejected_size", "rejected_queue", "rejected_late", "timed_out", "never_arrived"
-]
+    "finished", "unfinished", "rejected_size", "rejected_queue", "rejected_late", "timed_out", "never_arrived",
+    "answered",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class EngineConfig:
     evict_window: int = 0
     tiers: TierConfig | None = None  # host memory and a remote pool for contexts
     speculation: Any = None  # `speculation.Speculation`: tokens are drafted
+    semantic: Any = None  # `semantic.SemanticConfig`: a cache of answers in front of the cluster
 
     def __post_init__(self) -> None:
         if (self.retention or self.gate_fraction) and not self.prefix_caching:

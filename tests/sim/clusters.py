@@ -31,6 +31,8 @@ from tests.oracle.fairness import ORDERS
 from tests.oracle.tiers import TierConfig
 from tests.sim.graphs import random_forks, random_graphs, random_lines
 from tests.sim.harness import to_requests
+from tests.sim.semantic_lanes import ENTRIES, random_semantic
+from tests.sim.semantic_lanes import to_machine as semantic_params
 from tests.sim.spec_lanes import random_speculation, to_machine
 from tests.sim.tier_lanes import random_tiers, tier_params
 
@@ -124,12 +126,13 @@ class Variant:
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
     prefixes: bool = False  # with retention too, many programs begin with a group's prefix
+    semantic: bool = False  # a cache of answers in front
     tiers: str = ""  # "host", or "remote" (host memory and, in some lanes, a remote pool); needs "+offload"
     size: Size = MEDIUM
 
     @property
     def name(self) -> str:
-        switches = ("turns", "graphs", "timeouts", "delay", "thresholds", "gaps")
+        switches = ("turns", "graphs", "timeouts", "delay", "thresholds", "gaps", "semantic")
         marks = [mark for mark in switches if getattr(self, mark)]
         marks += [f"cache_{self.cache}"] if self.cache != "none" else []
         marks += ["prefixes"] if self.prefixes else []
@@ -204,6 +207,8 @@ class Variant:
             max_blocks=self.max_blocks if self.cache != "none" else 0,
             max_run_steps=max_run_steps,
             record=True,
+            semantic=self.semantic,
+            semantic_entries=ENTRIES if self.semantic else 0,
             host_tier=bool(self.tiers),
             remote_tier=self.tiers == "remote",
         )
@@ -294,6 +299,8 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         drafts = {"speculation": speculation}
         if not variant.thresholds:  # decodes and their drafts fit into the budget
             budget = max(budget, size.max_num_seqs * (1 + speculation.most))
+    if variant.semantic:
+        drafts |= {"semantic": random_semantic(draw, LATTICE_US if on_lattice else 0)}
     return EngineConfig(
         usable_blocks=draw.choice(size.usable_tokens) // variant.block_size,
         kind=kind,
@@ -492,6 +499,8 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
     if variant.speculates:
         model, rule = to_machine([engine.speculation for engine in engines])
         params = params.replace(speculation=model, scheduler=params.scheduler.replace(draft=rule))
+    if variant.semantic:
+        params = params.replace(semantic=semantic_params([engine.semantic for engine in engines]))
     blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
     tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)
