@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxsched.errors import UserError
+from jaxsched.lanes import static_of
 from jaxsched.metrics.result import RolloutResult
 from jaxsched.policies.base import Policy
 from jaxsched.report import ComparisonData, Timeline
 from jaxsched.scenario import Scenario
-from jaxsched.simulation import rollouts, static_of
+from jaxsched.simulation import rollouts
 from jaxsched.stats import Capacity, find_capacity
 
 #: Metrics put side by side, in the order of the report; `comparison_table` takes them all.

@@ -59,7 +59,7 @@ class Scenario:
     num_instances: int
     usable_blocks: int
     timing: StepTimeParams
-    num_slots: int | None = None  # None: what the policy needs at the load of a run (`simulation.with_first_slots`)
+    num_slots: int | None = None  # None: what the policy needs at the load of a run (`lanes.with_first_slots`)
     queue_capacity: int = 1024
     max_run_steps: int = 32
     max_paused_programs: int = 0
@@ -412,7 +412,7 @@ def _mixture(config: ScenarioConfig) -> Preset:
                 f"preset {name} cannot be one of several tenants", where=config.where(field),
                 expected="a preset of requests or of sessions (no graphs of turns)",
             )  # fmt: skip
-        parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end))
+        parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end, tenant.priority))
     mix = TenantMix(tuple(parts))
     names = ", ".join(part.name for part in parts)
     return Preset("tenants", f"tenants {names}", "configuration", mix, mix.rate_per_s)

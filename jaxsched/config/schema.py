@@ -83,6 +83,7 @@ class TenantConfig(Section):
     weight: Annotated[float, Field(ge=0.05, le=20)] = 1.0  # its share of the service, relative to the others
     begin: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the episode at which it comes
     end: Annotated[float, Field(gt=0, le=1)] = 1.0  # ... and goes
+    priority: Annotated[int, Field(ge=-(2**30), le=2**30)] = 0  # of its requests; lower = more important
 
     @model_validator(mode="after")
     def _check(self) -> TenantConfig:

@@ -25,6 +25,7 @@ from jaxsched.policies.edd import EDD, EDF
 from jaxsched.policies.ewsjf import EWSJF
 from jaxsched.policies.fastswitch import FASTSWITCH, VLLM_SWAP
 from jaxsched.policies.gittins import GITTINS, GITTINS_INDEX, GITTINS_RETENTION
+from jaxsched.policies.headroom import PRIORITY_HEADROOM
 from jaxsched.policies.learned import from_export, is_path, network_export
 from jaxsched.policies.mdd import MDD
 from jaxsched.policies.minwaste import MINWASTE
@@ -55,7 +56,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     for entry in (
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
-        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
+        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, PRIORITY_HEADROOM, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
         VTC, VTC_PREDICT, VTC_ORACLE, WFQ, DRR, AIOS_FIFO, AIOS_RR,
         EDD, EDF, MDD, SLACK, ATC, BATCHLLM,
     )

@@ -60,10 +60,11 @@ class EngineConfig:
     clair_price: float = 0.01
     gate_fraction: float = 0.0  # of the pool; 0 = no gate
     gate_final: bool = False  # contexts count as large as they will grow
-    admission: Literal["", "past_future", "conservative"] = ""
+    admission: Literal["", "past_future", "conservative", "headroom"] = ""
     max_output: int = 4096  # longest output that both reckon with
     reserved: float = 0.05  # past_future
     overcommit: float = 1.0  # conservative
+    headroom_tokens: int = 0  # headroom: kept free beside a request that is more important
     history: int = 200  # past_future: output lengths remembered
     weights: tuple[float, ...] = (1.0, 1.0)  # of the tenants, by class
     drr_quantum: int = 1024  # weighted tokens

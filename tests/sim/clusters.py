@@ -43,6 +43,9 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "vllm-async": ("vllm", "fcfs", True),
     "vllm-priority": ("vllm", "priority", False),
     "vllm-v0": ("vllm-v0", "fcfs", False),
+    "priority-headroom": ("vllm", "priority", False),
+    "past_future": ("vllm", "fcfs", False),
+    "conservative": ("vllm", "fcfs", False),
     "sarathi": ("sarathi", "fcfs", False),
     "orca": ("orca", "fcfs", False),
     "static": ("static", "fcfs", False),
@@ -62,8 +65,8 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "drr": ("vllm", "drr", False),
     **{name: ("vllm", name, False) for name in ("edd", "edf", "mdd", "slack", "atc")},
 }
-#: The reference's `admission` with "vllm", by name of the scheduler.
-ADMISSIONS = ("past_future", "conservative")
+#: The reference's `admission` by name of the scheduler; its engine is vLLM's.
+ADMISSIONS = {"past_future": "past_future", "conservative": "conservative", "priority-headroom": "headroom"}
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
     "mlfq_quantum": 64, "mlfq_levels": 5, "ewsjf_step": 100, "ewsjf_num_queues": 5, "ewsjf_w": 0.5,
@@ -240,7 +243,7 @@ def random_lane(variant: Variant, seed: int) -> Lane:
 
 
 def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> EngineConfig:
-    kind, order, asynchronous = ENGINES["vllm" if variant.base in ADMISSIONS else variant.base]
+    kind, order, asynchronous = ENGINES[variant.base]
     size = variant.size
     parts = variant.parts
     by_service: dict[str, Any] = {}
@@ -264,11 +267,12 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
     admission: dict[str, Any] = {}
     if variant.base in ADMISSIONS:
         admission = {
-            "admission": variant.base,
+            "admission": ADMISSIONS[variant.base],
             "history": HISTORY,
             "max_output": draw.choice([size.max_output, size.max_output // 2]),
             "reserved": draw.choice([0.0, 0.05, 0.25]),
             "overcommit": draw.choice([0.75, 1.0, 1.5]),
+            "headroom_tokens": draw.choice([0, 16, 100]),
         }
     no_rules = ("gate", "peak", "offload", "prefetch", "early_reject")
     rule = next((part for part in parts if part not in no_rules), "")
@@ -526,8 +530,11 @@ def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, 
 
 def _admit_params(engine: EngineConfig) -> list[float]:
     """As the admission heads take them."""
-    last = {"past_future": [engine.reserved], "conservative": [engine.overcommit]}
-    return [engine.max_output, *last[engine.admission]] if engine.admission else []
+    rules = {
+        "past_future": [engine.max_output, engine.reserved], "conservative": [engine.max_output, engine.overcommit],
+        "headroom": [engine.headroom_tokens],
+    }  # fmt: skip
+    return rules.get(engine.admission, [])
 
 
 def _retain_params(variant: Variant, engine: EngineConfig) -> list[float]:
