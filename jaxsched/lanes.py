@@ -198,6 +198,8 @@ def with_first_slots(static: SimStatic, scenario: Scenario, requests: Requests, 
     """
     if scenario.num_slots is not None or static.scheduler.order is not None:
         return static
+    if static.scheduler.compress is not None:  # how many fit depends on what it evicts
+        return static
     if scenario.is_job_list:  # as many as memory holds
         prompt, output, _ = mean_turn(requests)
         held = scenario.usable_blocks * scenario.block_size / (prompt + output)

@@ -202,10 +202,10 @@ class Scenario:
                     where=where, expected="preset rollouts",
                 )  # fmt: skip
             return
-        if not policy.scheduler.spec.stops_for_rounds:
+        if not policy.scheduler.spec.stops_for_rounds or policy.scheduler.semantic_params:
             raise UserError(
                 f"policy {policy.name} cannot stop at the end of a round", where=where,
-                expected="a synchronous V1 engine without retention, gate, offload, attained service or accounts",
+                expected="a synchronous V1 engine without contexts kept, accounts, speculation, semantic cache",
             )  # fmt: skip
         if any(self.timeouts()) or policy.scheduler.spec.rejects_late:
             raise UserError("rounds and timeouts: a rollout that is dropped is never done", where=where,

@@ -63,7 +63,10 @@ class SemanticCacheModel:
             UserError: a setting is out of range.
         """
         adaptive, threshold, ttl_s = (settings[f"semantic_{name}"] for name in ("adaptive", "threshold", "ttl_s"))
-        limits = {"semantic_adaptive": (adaptive, 0, 1), "semantic_threshold": (threshold, -1, 1)}
+        limits: dict[str, tuple[float, float, float]] = {
+            "semantic_adaptive": (adaptive, 0, 1),
+            "semantic_threshold": (threshold, -1, 1),
+        }
         limits["semantic_ttl_s"] = (ttl_s, -1, MOST_TTL_S)
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:

@@ -117,6 +117,11 @@ def workload_of(scenario: Scenario, seed: int, rate_per_s: float | None = None) 
             "speculative decoding", where=f"scenario {scenario.name}", expected="a step for every token",
             hint="A step that accepts several tokens makes them cheaper than these bounds count.",
         )  # fmt: skip
+    if scenario.rounds is not None:
+        raise UserError(
+            "rounds of rollouts", where=f"scenario {scenario.name}", expected="programs that arrive by a clock",
+            hint="When a round begins depends on the policy.",
+        )  # fmt: skip
     if not isinstance(scenario.workload, Preset):
         raise UserError(
             f"a recorded trace ({scenario.workload.name})", where=f"scenario {scenario.name}", expected="a preset",

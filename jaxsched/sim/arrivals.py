@@ -26,6 +26,10 @@ _FIELD = {name: i for i, name in enumerate(Instance.__dataclass_fields__)}
 _SLOT = {name: i for i, name in enumerate(Slots.__dataclass_fields__)}
 
 
+#: (epoch, us) of a time.
+Stamp = tuple[jax.Array, jax.Array]
+
+
 def hash_bits(seed: jax.Array, request: jax.Array, draw: int) -> jax.Array:
     """31 uniform bits of (seed, request, draw): the finaliser of MurmurHash3 (A. Appleby) applied twice."""
 
@@ -379,7 +383,7 @@ def _ask_cache(
     return state.replace(semantic=kept, metrics=metrics), hit
 
 
-def _record_answer(params: SimParams, record: Record, request: jax.Array, answered: jax.Array, stamp) -> Record:
+def _record_answer(params: SimParams, record: Record, request: jax.Array, answered: jax.Array, stamp: Stamp) -> Record:
     """First token and finish of a request that was answered in front."""
     where = jnp.where(answered, request, record.fate.shape[0])
     latency = params.semantic.search_us + params.semantic.answer_us

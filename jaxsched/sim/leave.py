@@ -188,6 +188,7 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
 def _keep_answer(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> None:
     """The semantic cache in front keeps what the engine has answered."""
     row, params = column[Col.REQUEST], event.params
+    assert event.state.semantic is not None
     word = hash_bits(params.seed, row, semantic.DRAW)
     tick = semantic.tick_of(*event.stamp(event.now))
     kept = semantic.keep(params.semantic, event.state.semantic, is_finish, (column[Col.KLASS], row, word), tick)

@@ -81,7 +81,7 @@ def test_break_even_is_where_the_sheet_has_it_and_no_hits_cost_the_search() -> N
     # Nothing is ever asked twice: the cache is the search and nothing else.
     search = 30_000
     never = _one_by_one(SemanticCacheModel(search, (Category(0.5, 1e5, 8, unique=1.0),)))
-    assert np.asarray(never.semantic.counts)[:, HITS].sum() == 0
+    assert never.semantic is not None and np.asarray(never.semantic.counts)[:, HITS].sum() == 0
     np.testing.assert_array_equal(_latency_us(never), engine + search)
     # Shares of hits on both sides of the break-even: means are the formula's, and change sign there.
     rates, gains = [], []
@@ -117,6 +117,7 @@ def test_scenarios_without_such_a_cache_and_knobs_out_of_range_are_refused_in_wo
     ):
         with pytest.raises(UserError, match=f"{knob} is {value:g}.*expected {words}"):
             cached.check(policies.get("vllm+semantic_cache", **{knob: value}))
+    assert cached.semantic_cache is not None
     no_range = dataclasses.replace(cached.semantic_cache, load_high=0)
     with pytest.raises(UserError, match="load_low < load_high"):
         dataclasses.replace(cached, semantic_cache=no_range).check(
