@@ -127,9 +127,7 @@ def workload_of(scenario: Scenario, seed: int, rate_per_s: float | None = None) 
             f"a recorded trace ({scenario.workload.name})", where=f"scenario {scenario.name}", expected="a preset",
             hint="Lanes are windows of a trace: give theirs to `turn_work` and `goodput_bound`.",
         )  # fmt: skip
-    table = scenario.workload.generate(
-        jax.random.key(seed), scenario.num_programs, np.float32(rate), prediction_sigma=0.0
-    )
+    table = scenario.workload.generate(jax.random.key(seed), scenario.num_programs, float(rate), prediction_sigma=0.0)
     return Workload.from_requests(jax.tree.map(np.asarray, table), scenario.workload.name)
 
 
