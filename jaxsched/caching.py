@@ -60,7 +60,13 @@ def _with_form(static: SimStatic, scenario: Scenario, requests: Requests) -> Sim
     form = scenario.prefix_cache
     if form == "auto":
         form = "blocks" if requests.content is not None else "runs" if requests.chain is not None else "off"
-    if form == "off" or static.scheduler.family != "v1":
+    if form in ("runs", "blocks") and scenario.prefix_cache != "auto" and static.scheduler.compress is not None:
+        raise UserError(
+            f"policy {static.scheduler.name} compresses KV, and what is left of it is nobody else's prefix",
+            where=f"scenario {scenario.name}, cluster.prefix_cache",
+            expected="'auto' or 'off'",
+        )
+    if form == "off" or static.scheduler.family != "v1" or static.scheduler.compress is not None:
         return static
     if form == "blocks" and static.scheduler.offload is not None:
         raise UserError(

@@ -11,6 +11,7 @@ from jaxsched.errors import UserError
 def _policies() -> list[dict[str, Any]]:
     from jaxsched.policies import (
         APRIL,
+        COMPRESSIONS,
         EARLY_REJECT,
         GATE,
         OFFLOADS,
@@ -18,6 +19,7 @@ def _policies() -> list[dict[str, Any]]:
         PREFIX_GROUPS,
         RETENTIONS,
         SCHEDULERS,
+        SEMANTIC_CACHE,
         SPECULATIONS,
     )
 
@@ -26,6 +28,7 @@ def _policies() -> list[dict[str, Any]]:
     rows += [
         {"name": f"pfcfs+{n}", "summary": f"KV kept: {r.summary}", "source": r.source} for n, r in RETENTIONS.items()
     ]
+    rows += [{"name": f"vllm+{n}", "summary": c.summary, "source": c.source} for n, c in COMPRESSIONS.items()]
     rows += [{"name": f"continuum+{n}", "summary": o.summary, "source": o.source} for n, o in OFFLOADS.items()]
     gate = "new programs wait while the contexts of begun ones fill the pool"
     source = "regime study (docs/retention.md)"
@@ -37,6 +40,9 @@ def _policies() -> list[dict[str, Any]]:
     april = "rounds of rollouts begin with more than they need; what is not done is carried on to the next"
     rows.append({"name": f"vllm+{APRIL}", "summary": april, "source": "Zhou et al., APRIL, 2025 (arXiv 2509.18521)"})
     rows += [{"name": f"vllm+{n}", "summary": s.summary, "source": s.source} for n, s in SPECULATIONS.items()]
+    cached = "requests that are like an earlier one of their category are answered without the engine"
+    source_of = "Category-aware semantic caching, 2025"
+    rows.append({"name": f"vllm+{SEMANTIC_CACHE}", "summary": cached, "source": source_of})
     peak = "bound: the gate on true final contexts"
     return [*rows, {"name": f"srpt_program+clair+{PEAK}", "summary": peak, "source": source}]
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxsched.errors import UserError
+from jaxsched.lanes import static_of
 from jaxsched.metrics.result import RolloutResult
 from jaxsched.policies.base import Policy
 from jaxsched.report import ComparisonData, Timeline
 from jaxsched.scenario import Scenario
-from jaxsched.simulation import rollouts, static_of
+from jaxsched.simulation import rollouts
 from jaxsched.stats import Capacity, find_capacity
 
 #: Metrics put side by side, in the order of the report; `comparison_table` takes them all.
@@ -26,7 +27,8 @@ COMPARED = (
     "slowdown_p99", "goodput_per_s",
     "slo_attainment", "throughput_per_s", "batch_mean", "kv_used_fraction", "preemptions", "recomputed_tokens",
     "engine_steps", "gpu_seconds", "makespan_s",
-    "output_tokens_per_s", "prefix_saving", "service_gap_tokens", "service_gap_of_bound", "jain_service",
+    "output_tokens_per_s", "prefix_saving", "quality_loss", "quality_bad_fraction", "kept_ratio",
+    "carried_on", "service_gap_tokens", "service_gap_of_bound", "jain_service",
 )  # fmt: skip
 
 #: Programs per lane when the capacity of a synthetic workload is measured.

@@ -17,22 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsched.caching import with_block_size, with_cache, with_graphs
+from jaxsched.lanes import Lanes, lane_params, static_of, with_truth
 from jaxsched.metrics.result import RolloutResult, Trajectory
 from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
 from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import State
 from jaxsched.sim.static import SimStatic
-from jaxsched.simulation import (
-    SNAPSHOT_STRIDE,
-    SNAPSHOTS,
-    Lanes,
-    _lane_params,
-    _run_once,
-    _with_truth,
-    place_lanes,
-    static_of,
-)
+from jaxsched.simulation import SNAPSHOT_STRIDE, SNAPSHOTS, place_lanes, run_once
 from jaxsched.workloads import Preset
 from jaxsched.workloads.table import stack
 
@@ -129,7 +121,7 @@ class GroupRunner:
         if self._static is None:
             self._static = with_graphs(with_cache(self._base, self.scenario, lanes.requests), lanes.requests)
         placed = place_lanes(lanes, devices)
-        run = lambda static: _run_once(static, placed, devices, len(spec), lambda _: None, self._most_chunks)
+        run = lambda static: run_once(static, placed, devices, len(spec), lambda _: None, self._most_chunks)
         while isinstance(found := run(self._static), SimStatic):
             self._static = found
         # Tables may have grown from group to group; what is left of them at the end is of no use.
@@ -141,9 +133,9 @@ class GroupRunner:
 def _lanes(scenario: Scenario, policy: Policy, spec: LaneSpec) -> Lanes:
     num = len(spec)
     rates = np.full(num, scenario.rate_per_s) if spec.rates_per_s is None else spec.rates_per_s
-    requests = _with_truth(policy, _tables(scenario, spec, np.asarray(rates)), scenario)
+    requests = with_truth(policy, _tables(scenario, spec, np.asarray(rates)), scenario)
     first, stop = np.zeros(num, np.int64), np.full(num, scenario.num_programs)
-    params, axes = _lane_params(scenario, policy, np.asarray(spec.seeds), first, stop)
+    params, axes = lane_params(scenario, policy, np.asarray(spec.seeds), first, stop)
     if spec.weights is not None:
         weights = jnp.asarray(spec.weights, jnp.float32)
         params = params.replace(scheduler=params.scheduler.replace(weights=weights))

@@ -10,12 +10,14 @@ import numpy as np
 
 from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy
+from jaxsched.semantic_cache import Category, SemanticCacheModel
 from jaxsched.sim.build import NO_LIMIT_US
 from jaxsched.sim.machine import LONGEST_RUN_US
 from jaxsched.speculation import DraftModel
 from jaxsched.tiering import ClusterTiers, Tier, tier_params
 from jaxsched.timing import StepTimeParams, check_range
 from jaxsched.workloads import Preset, Workload
+from jaxsched.workloads.rollouts import RolloutSpec
 
 if TYPE_CHECKING:
     from jaxsched.config import ScenarioConfig
@@ -57,7 +59,7 @@ class Scenario:
     num_instances: int
     usable_blocks: int
     timing: StepTimeParams
-    num_slots: int | None = None  # None: what the policy needs at the load of a run (`simulation.with_first_slots`)
+    num_slots: int | None = None  # None: what the policy needs at the load of a run (`lanes.with_first_slots`)
     queue_capacity: int = 1024
     max_run_steps: int = 32
     max_paused_programs: int = 0
@@ -77,6 +79,7 @@ class Scenario:
     seed: int = 0
     policy: Policy | None = None  # the configured one
     speculation: DraftModel | None = None  # who drafts tokens, for policies that speculate
+    semantic_cache: SemanticCacheModel | None = None  # of answers, for policies that use one
     notes: tuple[str, ...] = ()  # e.g. how the KV capacity was derived
     config: Any = None  # the ScenarioConfig it came from
 
@@ -135,6 +138,7 @@ class Scenario:
         if rule is not None and self.tiers is not None:
             tier_params(self.tiers, settings)
         self._check_rounds(policy)
+        self._check_semantic(policy)
         if policy.scheduler.spec.speculates:
             policy.params(self.usable_blocks)
             if self.speculation is None:
@@ -169,6 +173,25 @@ class Scenario:
                     hint="Raise cluster.kv_blocks, or use more GPUs per instance (timing.tp).",
                 )
 
+    def _check_semantic(self, policy: Policy) -> None:
+        """Refuse a cache of answers where there is none, or where an answer does not stand alone."""
+        if not policy.scheduler.semantic_params:
+            return
+        if self.semantic_cache is None:
+            raise UserError(
+                f"policy {policy.name} answers from a semantic cache, and the scenario has none",
+                where=f"scenario {self.name}, semantic_cache",
+                expected="a section `semantic_cache`",
+                hint="Add semantic_cache: {search_us: 2000, categories: [{threshold: 0.8, ttl_s: 600, quota: 99}]}.",
+            )
+        if self.max_paused_programs or self.rounds is not None:
+            raise UserError(
+                f"policy {policy.name} answers single requests, workload {self.workload.name} has programs of turns",
+                where=f"scenario {self.name}",
+                expected="a workload of plain requests",
+            )
+        self.semantic_cache.params(self.num_classes, policy.settings())
+
     def _check_rounds(self, policy: Policy) -> None:
         """Refuse rounds that could never end, and what cannot stop for them."""
         where = f"scenario {self.name}"
@@ -179,15 +202,16 @@ class Scenario:
                     where=where, expected="preset rollouts",
                 )  # fmt: skip
             return
-        if not policy.scheduler.spec.stops_for_rounds:
+        if not policy.scheduler.spec.stops_for_rounds or policy.scheduler.semantic_params:
             raise UserError(
                 f"policy {policy.name} cannot stop at the end of a round", where=where,
-                expected="a synchronous V1 engine without retention, gate, offload, attained service or accounts",
+                expected="a synchronous V1 engine without contexts kept, accounts, speculation, semantic cache",
             )  # fmt: skip
         if any(self.timeouts()) or policy.scheduler.spec.rejects_late:
             raise UserError("rounds and timeouts: a rollout that is dropped is never done", where=where,
                             expected="no timeout_ms, no early rejection")  # fmt: skip
-        spec = self.workload.spec  # type: ignore[union-attr]
+        spec = self.workload.spec if isinstance(self.workload, Preset) else None
+        assert isinstance(spec, RolloutSpec)
         longest = spec.max_prompt_tokens + spec.max_output_tokens - 1
         pool = self.usable_blocks * self.block_size
         whole = policy.settings()["chunked_prefill"] == 0
@@ -233,8 +257,18 @@ def from_config(config: ScenarioConfig) -> Scenario:
         horizon_us=None if config.horizon_s is None else round(config.horizon_s * 1e6),
         gpus_per_instance=gpus, prediction_error=config.workload.prediction_error, seed=config.seed, policy=policy,
         speculation=None if config.speculation is None else DraftModel(**config.speculation.model_dump()),
+        semantic_cache=_semantic_cache(config),
         notes=tuple(notes), config=config,
     )  # fmt: skip
+
+
+def _semantic_cache(config: ScenarioConfig) -> SemanticCacheModel | None:
+    section = config.semantic_cache
+    if section is None:
+        return None
+    values = section.model_dump()
+    categories = tuple(Category(**category) for category in values.pop("categories"))
+    return SemanticCacheModel(categories=categories, **values)
 
 
 def _tenants(config: ScenarioConfig, num_classes: int) -> tuple[Tenant, ...]:
@@ -378,7 +412,7 @@ def _mixture(config: ScenarioConfig) -> Preset:
                 f"preset {name} cannot be one of several tenants", where=config.where(field),
                 expected="a preset of requests or of sessions (no graphs of turns)",
             )  # fmt: skip
-        parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end))
+        parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end, tenant.priority))
     mix = TenantMix(tuple(parts))
     names = ", ".join(part.name for part in parts)
     return Preset("tenants", f"tenants {names}", "configuration", mix, mix.rate_per_s)

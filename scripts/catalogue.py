@@ -19,18 +19,19 @@ import yaml
 
 from jaxsched import policies
 from jaxsched.catalogue import LISTS
-from jaxsched.policies.base import Retention, Router, Scheduler
+from jaxsched.policies.base import Compression, Retention, Router, Scheduler
 from jaxsched.policies.offload import Offload
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "policies.md"
-ENTRIES = (Scheduler, Retention, Router, Offload)
+ENTRIES = (Scheduler, Retention, Router, Offload, Compression)
 PARTS = {
     policies.GATE: ("jaxsched.retention.gate", "admission of new programs"),
     policies.PEAK: ("jaxsched.policies.clairvoyant", "admission of new programs (a bound)"),
     policies.EARLY_REJECT: ("jaxsched.policies.early_reject", "rejection"),
     policies.APRIL: ("jaxsched.policies.april", "over-provisioning of rounds of rollouts"),
     policies.PREFIX_GROUPS: ("jaxsched.policies.batchllm", "order of a job list"),
+    policies.SEMANTIC_CACHE: ("jaxsched.policies.semantic_cache", "answers without the engine"),
     "spec": ("jaxsched.policies.spec_fixed", "draft length"),
     "specdec": ("jaxsched.policies.specdec", "draft length"),
     "spec_goodput": ("jaxsched.policies.spec_goodput", "draft length"),
@@ -80,6 +81,8 @@ def _decides(entry: Any) -> str:
     if isinstance(entry, Retention):
         order = ", the order in which contexts are evicted" if entry.head.value is not None else ""
         return "retain" + order + (", offload" if entry.offload is not None else "")
+    if isinstance(entry, Compression):
+        return "compress"
     if isinstance(entry, Offload):
         return "offload"
     spec = entry.spec
@@ -150,6 +153,7 @@ def page() -> str:
         *section("Schedulers", policies.SCHEDULERS),
         *section("Retention rules", policies.RETENTIONS, "+"),
         *section("Copies to host memory", policies.OFFLOADS, "+"),
+        *section("KV compression", policies.COMPRESSIONS, "+"),
         *parts,
         *section("Routers", policies.ROUTERS),
     ]) + "\n"  # fmt: skip

@@ -27,6 +27,7 @@ def test_every_policy_has_an_entry_with_a_source_and_a_comparison_that_runs_it()
         policies.EARLY_REJECT,
         policies.PREFIX_GROUPS,
         policies.APRIL,
+        *policies.COMPRESSIONS,
     ]
     for name in [*policies.SCHEDULERS, *parts, *policies.ROUTERS]:
         assert re.search(r"Decides: \w.*Source: \w", entries[name]), name

@@ -12,9 +12,10 @@ import jaxsched as js
 from jaxsched.caching import with_cache
 from jaxsched.errors import UserError
 from jaxsched.foresight import BASE_TOKENS, MOST_TOKENS, PROBE_TOKENS, with_foresight
+from jaxsched.lanes import static_of, synthetic_lanes
 from jaxsched.metrics.critical_path import turns_of_programs
 from jaxsched.retention.ttl import eta
-from jaxsched.simulation import run_lanes, static_of, synthetic_lanes
+from jaxsched.simulation import run_lanes
 from tests.oracle.data import StepFeatures
 from tests.sim.clusters import TIMINGS, reference_step_time
 

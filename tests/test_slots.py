@@ -40,13 +40,13 @@ BURST = Scenario(
 def rows(monkeypatch) -> list[int]:
     """Slots of every attempt at a batch."""
     tried: list[int] = []
-    run = simulation._run_once
+    run = simulation.run_once
 
     def noted(static, *rest):
         tried.append(static.num_slots)
         return run(static, *rest)
 
-    monkeypatch.setattr(simulation, "_run_once", noted)
+    monkeypatch.setattr(simulation, "run_once", noted)
     return tried
 
 

@@ -5,7 +5,8 @@ member on the same workloads (common random numbers), and what is minimised is t
 time of drained episodes (no censoring). Salimans et al., "Evolution strategies as a scalable alternative to RL", 2017:
 the gradient of the smoothed objective is ``1 / (n sigma) sum u_i eps_i`` over antithetic pairs ``+-eps``, u the centred
 ranks of the members; Adam takes the step. A new set of workloads is drawn in every generation, with load, pool and
-tails from the configured ranges; validation workloads (other seeds, the default regime) choose the mean that is kept.
+tails from the configured ranges. What is kept is an average of the means (Polyak and Juditsky, 1992, with exponential
+weights), of the last generation that validation workloads (other seeds) cannot tell from the best.
 
     python -m train configs/train/quickstart.yaml
 """
@@ -38,6 +39,7 @@ class EsConfig:
     learning_rate: float = 0.1  # of Adam
     final_rate: float = 0.1  # share of it that is left at the end; falls exponentially
     seeds: int = 2  # workloads of a generation, the same for all members
+    average: float = 0.8  # how much of the running average of means a generation leaves; 0: the average is the mean
 
     def __post_init__(self) -> None:
         if self.population < 2 or self.population % 2:
@@ -45,12 +47,15 @@ class EsConfig:
         for name in ("generations", "sigma", "learning_rate", "final_rate", "seeds"):
             if not getattr(self, name) > 0:
                 raise UserError(f"algo.{name} {getattr(self, name)}", expected="a number above 0")
+        if not 0 <= self.average < 1:
+            raise UserError(f"algo.average {self.average}", expected="a number in [0, 1)")
 
 
 class EsState(struct.PyTreeNode):
     """State of the search."""
 
     mean: Float[Array, " w"]
+    average: Float[Array, " w"]  # of the means so far, exponentially weighted: what is kept of a noisy search
     opt_state: Any
     key: Array
     generation: Int[Array, ""]
@@ -64,7 +69,7 @@ def optimiser(config: EsConfig) -> optax.GradientTransformation:
 def init(config: EsConfig, mean: Float[Array, " w"], key: Array) -> EsState:
     """A search that starts at `mean`."""
     mean = jnp.asarray(mean, jnp.float32)
-    return EsState(mean, optimiser(config).init(mean), key, jnp.int32(0))
+    return EsState(mean, mean, optimiser(config).init(mean), key, jnp.int32(0))
 
 
 def ask(config: EsConfig, state: EsState) -> tuple[Float[Array, "n w"], Float[Array, "n w"]]:
@@ -80,7 +85,8 @@ def tell(config: EsConfig, state: EsState, noise: Float[Array, "n w"], cost: Flo
     gradient = noise.T @ centred_ranks(cost) / (config.population * config.sigma)
     updates, opt_state = optimiser(config).update(gradient, state.opt_state, state.mean)
     mean = jnp.asarray(optax.apply_updates(state.mean, updates))
-    return state.replace(mean=mean, opt_state=opt_state, generation=state.generation + 1)
+    average = config.average * state.average + (1.0 - config.average) * mean
+    return state.replace(mean=mean, average=average, opt_state=opt_state, generation=state.generation + 1)
 
 
 def centred_ranks(cost: Float[Array, " n"]) -> Float[Array, " n"]:

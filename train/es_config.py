@@ -25,6 +25,7 @@ class EsSection(Section):
     learning_rate: PositiveFloat = 0.1
     final_rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of the learning rate that is left at the end
     seeds: PositiveInt = 2  # workloads of a generation
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.8  # of the running average that a generation leaves; 0 = none
     hidden: NonNegativeInt = 0  # tanh units of the order head
     network: Literal["index", "fair_index"] = "index"  # of programs, or of tenants (minimises their service gap)
     micro_steps_per_program: PositiveInt = 400  # events that an episode may take (10 turns take about 200)
@@ -43,13 +44,15 @@ class RandomiseSection(Section):
     pool: Span = Field(default_factory=lambda: [1.0, 1.0])
     tool_tail: Span = Field(default_factory=lambda: [1.0, 1.0])
     context_scale: Span = Field(default_factory=lambda: [1.0, 1.0])
+    growth_scale: Span = Field(default_factory=lambda: [1.0, 1.0])
+    pause_scale: Span = Field(default_factory=lambda: [1.0, 1.0])
     short_share: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] | None = None
     turns: PositiveFloat | None = None
     default_share: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     @model_validator(mode="after")
     def _check(self) -> RandomiseSection:
-        for name in ("load", "pool", "tool_tail", "context_scale", "short_share"):
+        for name in ("load", "pool", "tool_tail", "context_scale", "growth_scale", "pause_scale", "short_share"):
             low, high = getattr(self, name) or (0, 0)
             if low > high:
                 raise ValueError(f"`randomise.{name}` must be [low, high], found [{low}, {high}]")
@@ -99,6 +102,7 @@ class EsTrainConfig(ScenarioConfig):
                 learning_rate=algo.learning_rate,
                 final_rate=algo.final_rate,
                 seeds=algo.seeds,
+                average=algo.average,
             ),
             hidden=algo.hidden,
             network=algo.network,
@@ -107,6 +111,8 @@ class EsTrainConfig(ScenarioConfig):
                 pool=span("pool"),
                 tool_tail=span("tool_tail"),
                 context_scale=span("context_scale"),
+                growth_scale=span("growth_scale"),
+                pause_scale=span("pause_scale"),
                 short_share=None if self.randomise.short_share is None else span("short_share"),
                 turns=self.randomise.turns,
                 default_share=self.randomise.default_share,

@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--runs", help="run folders, comma-separated, instead of the configuration's learned policies")
     parser.add_argument("--regimes", help="names, comma-separated: only these")
     parser.add_argument("--seeds", type=int, help="evaluation seeds of every regime, at most")
+    parser.add_argument("--only-done", action="store_true", help="report what has been simulated; simulate nothing")
     parser.add_argument("--traces", help="folder of public traces (default: shared/traces beside the clone)")
     parser.add_argument("--out", default="results/evaluation", help="folder (default: results/evaluation)")
     overrides, rest = split_overrides(list(arguments))
@@ -67,14 +68,15 @@ def run(arguments: Sequence[str]) -> int:
 
     configure_jax()
     command = shlex.join(["python", "-m", "train.evaluate", *arguments])
-    evaluate(config, chosen, folder, command=command, traces=_traces(options.traces))
+    evaluate(config, chosen, folder, command=command, traces=_traces(options.traces), only_done=options.only_done)
     return 0
 
 
 def evaluate(
-    config: EvaluateConfig, regimes: Sequence[RegimeSection], folder: Path, *, command: str, traces: Path
-) -> None:
-    """Run what is missing in `folder`, and write the report."""
+    config: EvaluateConfig, regimes: Sequence[RegimeSection], folder: Path, *, command: str, traces: Path,
+    only_done: bool = False,
+) -> None:  # fmt: skip
+    """Run what is missing in `folder` (`only_done`: leave it out, and say so), and write the report."""
     from jaxsched.comparison import versions
     from jaxsched.files import write_atomic
     from jaxsched.report.evaluation import Page, tables, to_html, to_markdown
@@ -87,6 +89,11 @@ def evaluate(
         prepared.append((regime, *prepare(config, regime, traces)))
     done: list[Regime] = []
     for regime, scenario, policies in prepared:
+        if only_done:
+            policies, missing = _done(regime, scenario, policies, folder / "parts")
+            notes += [f"{regime.name}: {name} was not run" for name in missing]
+            if not any(name in policies for name in config.learned):
+                continue
         found, warnings = _run_regime(config, regime, scenario, policies, folder / "parts")
         done.append(found)
         notes += [f"{regime.name}, {text}" for text in warnings]
@@ -195,6 +202,24 @@ def _run_regime(
     return Regime(regime.name, regime.role, found, tuple(config.learned), bounds, regime.note), warnings
 
 
+def _done(
+    regime: RegimeSection, scenario: Scenario, policies: dict[str, list[Policy]], parts: Path
+) -> tuple[dict[str, list[Policy]], list[str]]:
+    """Policies all of whose seeds have been simulated, and the names of the others."""
+    seeds = {str(seed) for seed in range(scenario.seed, scenario.seed + regime.seeds)}
+
+    def complete(name: str, policy: Policy) -> bool:
+        path = _path(parts, name, scenario, policy)
+        return path.is_file() and seeds <= set(json.loads(path.read_text(encoding="utf-8"))["seeds"])
+
+    kept = {name: members for name, members in policies.items() if all(complete(name, m) for m in members)}
+    return kept, [name for name in policies if name not in kept]
+
+
+def _path(parts: Path, name: str, scenario: Scenario, policy: Policy) -> Path:
+    return parts / f"{_plain(name)}__{part_key(scenario, policy)}.json"
+
+
 def run_part(
     regime: RegimeSection, scenario: Scenario, name: str, policy: Policy, seeds: list[int], folder: Path
 ) -> list[dict[str, Any]]:
@@ -202,7 +227,7 @@ def run_part(
     from jaxsched.evaluation import run_policy
     from jaxsched.files import write_atomic
 
-    path = folder / f"{_plain(name)}__{part_key(scenario, policy)}.json"
+    path = _path(folder, name, scenario, policy)
     part: dict[str, Any] = {"regime": regime.name, "policy": name, "run": policy.name, "seeds": {}}
     if path.is_file():
         part = json.loads(path.read_text(encoding="utf-8"))

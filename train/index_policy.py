@@ -1,4 +1,5 @@
-"""Train an index policy (`jaxsched/networks/index.py`) on a scenario with `train/es.py`, and export the best mean.
+"""Train an index policy (`jaxsched/networks/index.py`) on a scenario with `train/es.py`, and export it: the latest
+average of the search's means that validation workloads cannot tell from the best.
 
 Workloads of generations, of validation and of tests have different seeds: training from `TRAIN_SEEDS` on, validation
 from `VALIDATION_SEEDS` on; below are the test seeds, which nothing here looks at.
@@ -38,6 +39,8 @@ TRAIN_SEEDS = 1_000_000
 SEEDS_PER_RUN = 100_000
 #: Job completion time charged for each program that was not done after as many events as an episode may take.
 UNFINISHED_S = 5_000.0
+#: Factors that make other programs of a scenario's.
+SCALES = ("context_scale", "growth_scale", "pause_scale")
 #: Service gap charged for each.
 UNFINISHED_TOKENS = 10_000.0
 
@@ -55,6 +58,8 @@ class Ranges:
     pool: tuple[float, float] = (1.0, 1.0)
     tool_tail: tuple[float, float] = (1.0, 1.0)  # factor on the log-sd of the pauses
     context_scale: tuple[float, float] = (1.0, 1.0)  # factor on all input lengths
+    growth_scale: tuple[float, float] = (1.0, 1.0)  # factor on what later turns add
+    pause_scale: tuple[float, float] = (1.0, 1.0)  # factor on all pauses
     short_share: tuple[float, float] | None = None  # of a mix of two kinds; None: the preset's own
     turns: float | None = None  # where programs are drawn: their mean turns, so that episodes cost alike; None: theirs
     default_share: float = 0.5  # of a generation's workloads that are the scenario's own
@@ -62,18 +67,18 @@ class Ranges:
     @property
     def draws_programs(self) -> bool:
         """Whether the programs themselves differ, so that rate and pool have to go with them."""
-        return self.context_scale != (1.0, 1.0) or self.short_share is not None or self.turns is not None
+        scaled = any(getattr(self, name) != (1.0, 1.0) for name in SCALES)
+        return scaled or self.short_share is not None or self.turns is not None
 
     @property
     def knobs(self) -> list[str]:
         """Factors of the workload that differ between its lanes."""
-        scale = ["context_scale"] if self.context_scale != (1.0, 1.0) else []
-        tail = ["tool_tail"] if self.tool_tail != (1.0, 1.0) else []
-        return [*tail, *scale, *(["short_share"] if self.short_share is not None else []),
+        factors = [name for name in ("tool_tail", *SCALES) if getattr(self, name) != (1.0, 1.0)]
+        return [*factors, *(["short_share"] if self.short_share is not None else []),
                 *(["turns_factor"] if self.turns is not None else [])]  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name in ("load", "pool", "tool_tail", "context_scale"):
+        for name in ("load", "pool", "tool_tail", *SCALES):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise UserError(f"randomise.{name} [{low}, {high}]", expected="[low, high] with 0 < low <= high")
@@ -108,15 +113,18 @@ class Progress(struct.PyTreeNode):
     """Where a run stands: enough to go on with it and end at the same bits."""
 
     search: EsState
-    best: Float[Array, " w"]  # the mean with the lowest validation cost so far
-    best_validation: Float[Array, ""]  # its mean log of the mean job completion time (s)
+    best: Float[Array, " w"]  # what is exported: the latest average of means as good as any so far
+    best_validation: Float[Array, ""]  # its cost: mean log of the mean job completion time (s)
     best_generation: Int[Array, ""]
+    lowest: Float[Array, " v"]  # costs on the validation workloads of the average with the lowest mean so far
 
 
 def start(run: IndexRun) -> Progress:
     """All weights 0, not yet validated."""
     zero = jnp.zeros(num_weights(run.hidden, run.network), jnp.float32)
-    return Progress(es.init(run.algo, zero, jax.random.key(run.seed)), zero, jnp.float32(jnp.inf), jnp.int32(0))
+    unknown = jnp.full(run.validation_seeds, jnp.inf, jnp.float32)
+    search = es.init(run.algo, zero, jax.random.key(run.seed))
+    return Progress(search, zero, jnp.float32(jnp.inf), jnp.int32(0), unknown)
 
 
 def train(
@@ -158,18 +166,21 @@ def train(
 
     def validated(search: EsState, entry: dict[str, Any]) -> None:
         nonlocal progress
-        lanes = dataclasses.replace(validation, weights=np.tile(np.asarray(search.mean), (len(validation), 1)))
-        entry["validation"] = value = float(mean_logs(lanes).mean())
-        if value < float(progress.best_validation):
+        lanes = dataclasses.replace(validation, weights=np.tile(np.asarray(search.average), (len(validation), 1)))
+        costs = mean_logs(lanes)
+        entry["validation"] = value = float(costs.mean())
+        if value < float(progress.lowest.mean()):
+            progress = progress.replace(lowest=jnp.asarray(costs, jnp.float32))
+        if as_good(costs, np.asarray(progress.lowest)):
             progress = progress.replace(
-                best=search.mean, best_validation=jnp.float32(value), best_generation=search.generation
+                best=search.average, best_validation=jnp.float32(value), best_generation=search.generation
             )
 
     def after(search: EsState, costs: np.ndarray | None) -> bool:
         nonlocal progress
         generation = int(search.generation)
         late = time.perf_counter() - begun > run.time_limit_s
-        entry: dict[str, Any] = {"generation": generation, "weights": [float(w) for w in np.asarray(search.mean)]}
+        entry: dict[str, Any] = {"generation": generation, "weights": [float(w) for w in np.asarray(search.average)]}
         if costs is not None:
             entry |= {"cost_mean": float(costs.mean()), "cost_best": float(costs.min()), "cost_sd": float(costs.std())}
         if late or generation == run.algo.generations or generation % run.validate_every == 0:
@@ -182,6 +193,17 @@ def train(
         after(progress.search, None)
     es.minimise(run.algo, cost, progress.search, after)
     return progress
+
+
+def as_good(costs: np.ndarray, lowest: np.ndarray) -> bool:
+    """Whether costs are within one standard error of the lowest ones, paired by workload.
+
+    The one-standard-error rule (Breiman et al., "Classification and regression trees", 1984): among what the validation
+    cannot tell apart, the search goes with the longest trained. The lowest of several noisy means is a winner by luck.
+    """
+    more = np.asarray(costs, np.float64) - np.asarray(lowest, np.float64)
+    error = more.std(ddof=1) / math.sqrt(len(more)) if len(more) > 1 else 0.0
+    return bool(more.mean() <= error)
 
 
 def mean_jct_s(state: State, num_programs: int) -> np.ndarray:
@@ -221,7 +243,7 @@ def drawn_lanes(
     ranges: Ranges, scenario: Scenario, seeds: np.ndarray, own_mask: np.ndarray, key: list[int]
 ) -> LaneSpec:
     """A workload per seed: as the scenario says where `own_mask`, else drawn from the ranges."""
-    names = ["load", "pool", "tool_tail", "context_scale"]
+    names = ["load", "pool", "tool_tail", *SCALES]
     uniform = np.random.default_rng(key).uniform(size=(len(names) + 1, len(seeds)))
     found = {}
     for name, place in zip(names, uniform, strict=False):
@@ -229,8 +251,7 @@ def drawn_lanes(
         found[name] = np.where(own_mask, 1.0, np.exp(low + (high - low) * place))
     assert isinstance(scenario.workload, Preset)
     knobs = {"tool_tail": found["tool_tail"]} if "tool_tail" in scenario.workload.options else {}
-    if ranges.context_scale != (1.0, 1.0):
-        knobs["context_scale"] = found["context_scale"]
+    knobs |= {name: found[name] for name in SCALES if getattr(ranges, name) != (1.0, 1.0)}
     usual = {name: 1.0 for name in knobs}
     if ranges.short_share is not None:
         assert isinstance(scenario.workload, Preset)

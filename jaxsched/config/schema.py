@@ -83,6 +83,7 @@ class TenantConfig(Section):
     weight: Annotated[float, Field(ge=0.05, le=20)] = 1.0  # its share of the service, relative to the others
     begin: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the episode at which it comes
     end: Annotated[float, Field(gt=0, le=1)] = 1.0  # ... and goes
+    priority: Annotated[int, Field(ge=-(2**30), le=2**30)] = 0  # of its requests; lower = more important
 
     @model_validator(mode="after")
     def _check(self) -> TenantConfig:
@@ -258,6 +259,35 @@ class SpeculationConfig(Section):
     draft_token_us: Annotated[float, Field(ge=0, le=1e3)] = 0.0  # ... and each token of it
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CategoryConfig(Section):
+    """One category of requests (a class of the workload) as a semantic cache sees it."""
+
+    threshold: Share  # similarity that a hit needs
+    ttl_s: Annotated[float, Field(ge=0, le=259_200)]  # age up to which an answer is given
+    quota: Annotated[int, Field(ge=0, le=4096)]  # answers kept; 0 = never cached
+    topics: Annotated[int, Field(ge=1, le=1024)] = 64  # things that are asked again and again
+    zipf: Annotated[float, Field(ge=0, le=4)] = 1.0  # exponent of their popularity
+    unique: Share = 0.3  # share of requests that ask what nobody else asks
+    similarity: Share = 0.9  # mean similarity of a request to an answer of its topic
+    similarity_spread: Annotated[float, Field(ge=0, lt=1)] = 0.1  # variance over the largest possible one
+    false_slope: Share = 0.5  # probability of a wrong answer at similarity 0; it falls linearly to 0 at 1
+
+
+class SemanticCacheConfig(Section):
+    """A cache of answers in front of the cluster, for `+semantic_cache` (docs/semantics.md, section 18)."""
+
+    search_us: Annotated[float, Field(ge=0, le=1e7)]  # paid by every request
+    answer_us: Annotated[float, Field(ge=0, le=1e7)] = 0.0  # ... and by those that are answered besides
+    categories: Annotated[list[CategoryConfig], Field(min_length=1)]  # by class; the last one for all others
+    load_low: NonNegativeInt = 0  # adaptive mode: requests in the cluster at which it begins
+    load_high: NonNegativeInt = 0  # ... and at which it is full
+    lower_by: Share = 0.0  # by how much thresholds are lower then
+    stretch: Annotated[int, Field(ge=0, le=4)] = 0  # by how many times the time to live is longer
+
+
 class MetricsConfig(Section):
     """Which part of a run is measured: shares of the arrival period cut at both ends."""
 
@@ -282,6 +312,7 @@ class ScenarioConfig(RootConfig):
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     slo: list[SloConfig] = Field(default_factory=list)
     speculation: SpeculationConfig | None = None  # who drafts tokens; used by policies that speculate
+    semantic_cache: SemanticCacheConfig | None = None  # used by policies with `+semantic_cache`
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     horizon_s: PositiveFloat | None = None  # simulated seconds; None: until every request has met its fate
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

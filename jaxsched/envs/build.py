@@ -16,11 +16,11 @@ from jaxsched.envs.cluster import ClusterEnv, ClusterParams
 from jaxsched.envs.controls import CHOSEN_RETENTION, TOKEN_BUDGETS, chosen_route, scored_order
 from jaxsched.envs.pool import Ranges, make_pool
 from jaxsched.errors import UserError
+from jaxsched.lanes import params_of, static_of
 from jaxsched.policies.base import Policy, Router
 from jaxsched.policies.program_fcfs import arrival_order
 from jaxsched.scenario import Scenario, SloClass, load
 from jaxsched.sim.static import SimStatic
-from jaxsched.simulation import params_of, static_of
 from jaxsched.timing import describe
 from jaxsched.workloads import Preset
 

@@ -26,7 +26,7 @@ from jaxsched.networks.policy import policy_from_dict
 from jaxsched.policies.base import Policy
 from jaxsched.scenario import Scenario
 from jaxsched.sim.state import Flag
-from jaxsched.simulation import _snapshot
+from jaxsched.simulation import snapshot
 
 #: Options of a training environment that a comparison sets itself.
 OF_TRAINING = ("scenario", "num_programs", "seeds", "randomise", "horizon_s", "max_steps", "reward", "residual_s")
@@ -151,7 +151,7 @@ def _programs(env: ClusterEnv, network: Any):
 
         def stretch(carry, _):
             carry, _ = jax.lax.scan(decide, carry, None, length=DECISIONS)
-            return carry, jax.vmap(_snapshot)(carry[1].machine)
+            return carry, jax.vmap(snapshot)(carry[1].machine)
 
         carry, snapshots = jax.lax.scan(stretch, carry, None, length=SNAPSHOTS)
         return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), snapshots)

@@ -14,6 +14,7 @@ from jaxsched.metrics.histogram import NUM_BINS, mean_us, quantile_us, upper_edg
 from jaxsched.metrics.programs import program_metrics
 from jaxsched.metrics.tenants import tenant_metrics, tenant_slowdowns
 from jaxsched.sim.clock import join_us
+from jaxsched.sim.semantic import FALSE_HITS, HITS, LOOKUPS, STALE
 from jaxsched.sim.speculate import ACCEPTED, DRAFT_US, DRAFTED, OUTPUTS, ROUNDS
 from jaxsched.sim.state import Count, Fate, Flag, Hist, Record, State
 
@@ -173,6 +174,11 @@ class RolloutResult:
         metrics["simulated_s"] = sim_s
         if scenario.is_job_list:
             metrics["makespan_s"] = sim_s
+        if state.quality is not None:
+            done = np.maximum(counts[:, Count.FINISHED], 1)
+            metrics["quality_loss"] = np.asarray(state.quality.loss, np.float64) / done
+            metrics["quality_bad_fraction"] = np.asarray(state.quality.bad, np.float64) / done
+            metrics["kept_ratio"] = np.asarray(state.quality.share, np.float64) / done
         if state.rounds is not None:
             stopped = np.asarray(state.rounds.stopped, np.float64)
             metrics["rounds"] = np.asarray(state.rounds.number, np.float64)
@@ -184,14 +190,22 @@ class RolloutResult:
             # A request that outputs n tokens decodes n - 1 of them; all else that was scheduled is prefill.
             decoded = counts[:, Count.OUTPUT_TOKENS] - counts[:, Count.FINISHED]
             metrics["prefix_saving"] = cached / np.maximum(cached + counts[:, Count.SCHEDULED_TOKENS] - decoded, 1)
+        answered = 0
+        if state.semantic is not None:
+            found = np.asarray(state.semantic.counts, np.int64)
+            answered = found[:, HITS]
+            metrics["hit_rate"] = answered / np.maximum(found[:, LOOKUPS], 1)
+            metrics["false_hit_rate"] = found[:, FALSE_HITS] / np.maximum(answered, 1)
+            metrics["stale_answers"] = found[:, STALE].astype(np.float64)
+            metrics["fate_answered"] = answered.astype(np.float64)
         settled = {
-            "finished": counts[:, Count.FINISHED],
+            "finished": counts[:, Count.FINISHED] - answered,
             "rejected_size": counts[:, Count.REJECTED_SIZE],
             "rejected_queue": counts[:, Count.REJECTED_QUEUE],
             "rejected_late": counts[:, Count.REJECTED_LATE],
             "timed_out": counts[:, Count.TIMED_OUT],
         }
-        settled["unfinished"] = counts[:, Count.ARRIVED] - sum(settled.values())
+        settled["unfinished"] = counts[:, Count.ARRIVED] - sum(settled.values()) - answered
         settled["never_arrived"] = _num_turns(requests, first_program, stop) - counts[:, Count.ARRIVED]
         for name, value in settled.items():
             metrics[f"fate_{name}"] = np.asarray(value, np.float64)
@@ -363,6 +377,9 @@ class Summary:
         if "drafted_tokens" in rows:
             drafts = ("drafted_tokens", "draft_acceptance", "tokens_per_round", "draft_s")
             lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in drafts))
+        if "hit_rate" in rows:
+            answers = ("hit_rate", "false_hit_rate", "stale_answers")
+            lines.append("  ".join(f"{name} {rows[name]:.4g}" for name in answers))
         fates = {name[5:]: value for name, value in rows.items() if name.startswith("fate_")}
         lines.append("fates: " + ", ".join(f"{name} {value:.6g}" for name, value in fates.items()))
         lines += [f"warning: {text}" for text in r.warnings()]

@@ -15,6 +15,7 @@ from jaxsched.policies.atlas import ATLAS
 from jaxsched.policies.base import PARAMETERS, Policy, Retention, Router, Scheduler
 from jaxsched.policies.batchllm import BATCHLLM, PREFIX_GROUPS
 from jaxsched.policies.clairvoyant import BELADY, CLAIR_TTL, PEAK_FRACTION, SRPT_PROGRAM
+from jaxsched.policies.compression import COMPRESSIONS
 from jaxsched.policies.conservative import CONSERVATIVE
 from jaxsched.policies.continuum import CONTINUUM
 from jaxsched.policies.continuum import RETENTIONS as CONTINUUM_RETENTIONS
@@ -24,6 +25,7 @@ from jaxsched.policies.edd import EDD, EDF
 from jaxsched.policies.ewsjf import EWSJF
 from jaxsched.policies.fastswitch import FASTSWITCH, VLLM_SWAP
 from jaxsched.policies.gittins import GITTINS, GITTINS_INDEX, GITTINS_RETENTION
+from jaxsched.policies.headroom import PRIORITY_HEADROOM
 from jaxsched.policies.learned import from_export, is_path, network_export
 from jaxsched.policies.mdd import MDD
 from jaxsched.policies.minwaste import MINWASTE
@@ -35,6 +37,7 @@ from jaxsched.policies.plas import PLAS
 from jaxsched.policies.program_fcfs import PROGRAM_FCFS, arrival_order
 from jaxsched.policies.routers import ROUTERS
 from jaxsched.policies.sarathi import SARATHI
+from jaxsched.policies.semantic_cache import SEMANTIC_CACHE, with_semantic_cache
 from jaxsched.policies.sjf import SJF, SJF_ORACLE
 from jaxsched.policies.slack import SLACK
 from jaxsched.policies.spec_fixed import SPEC_FIXED, Speculation, with_speculation
@@ -53,7 +56,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     for entry in (
         VLLM, VLLM_ASYNC, VLLM_PRIORITY, VLLM_V0, SARATHI, ORCA, STATIC,
         SJF, SJF_ORACLE, SRPT, SRPT_ORACLE, MLFQ, EWSJF, PROGRAM_FCFS, CONTINUUM, GITTINS, PLAS, ATLAS,
-        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
+        PAST_FUTURE, AGGRESSIVE, CONSERVATIVE, PRIORITY_HEADROOM, FASTSWITCH, VLLM_SWAP, CLAIR_TTL, SRPT_PROGRAM,
         VTC, VTC_PREDICT, VTC_ORACLE, WFQ, DRR, AIOS_FIFO, AIOS_RR,
         EDD, EDF, MDD, SLACK, ATC, BATCHLLM,
     )
@@ -73,7 +76,9 @@ OFFLOADS: dict[str, Offload] = {entry.name: entry for entry in (OFFLOAD, PREFETC
 #: How many tokens are drafted, for synchronous schedulers of the V1 engine: ``get("vllm+spec")``.
 SPECULATIONS: dict[str, Speculation] = {entry.name: entry for entry in (SPEC_FIXED, SPECDEC, SPEC_GOODPUT)}
 #: Names that may follow a scheduler's, besides a router's.
-PARTS = (*RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *SPECULATIONS)
+PARTS = (
+    *RETENTIONS, GATE, PEAK, EARLY_REJECT, *OFFLOADS, PREFIX_GROUPS, APRIL, *SPECULATIONS, *COMPRESSIONS, SEMANTIC_CACHE
+)  # fmt: skip
 
 
 def _lookup(table: dict, name: str, kind: str):
@@ -145,17 +150,26 @@ def _that_learns(scheduler: Scheduler) -> Scheduler:
 
 def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     """A scheduler with a retention rule or the gate added; its queue becomes one that they can look into."""
+    if part == SEMANTIC_CACHE:
+        return with_semantic_cache(scheduler)
     if part in SPECULATIONS:
         return with_speculation(scheduler, SPECULATIONS[part])
     spec = scheduler.spec
     if part == PREFIX_GROUPS:  # an order of the job list, not of the queue: it goes with every engine
         return dataclasses.replace(scheduler, orders_jobs=True)
+    if part in COMPRESSIONS:
+        return _compressing(scheduler, part)
     if part == APRIL:
         return with_partial_rollouts(scheduler)
     if spec.family != "v1":
         raise UserError(
             f"{spec.name}+{part}: the {spec.family} engine has no prefix cache and no ordered queue",
             expected="a scheduler of the V1 engine, e.g. vllm or pfcfs",
+        )
+    if spec.compress is not None and part != EARLY_REJECT:
+        raise UserError(
+            f"{spec.name}+{part}: an engine that compresses KV has no prefix cache to keep contexts in",
+            expected="the compression alone, with a router, +prefix_groups, +april or +early_reject",
         )
     spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", order=spec.order or arrival_order)
     if scheduler.weights is not None and part not in OFFLOADS:
@@ -182,6 +196,18 @@ def _with_part(scheduler: Scheduler, part: str) -> Scheduler:
     return scheduler if rule.offload is None else _offloading(scheduler, rule.offload, TIER_DEFAULTS)
 
 
+def _compressing(scheduler: Scheduler, part: str) -> Scheduler:
+    """A scheduler whose engine compresses KV."""
+    spec, method = scheduler.spec, COMPRESSIONS[part]
+    if not spec.stops_for_rounds or spec.compress is not None:  # the same engines: nobody keeps KV or accounts of it
+        raise UserError(
+            f"{spec.name}+{part}: KV compression goes with synchronous V1 engines that keep no contexts, once",
+            expected="a scheduler of the V1 engine without retention, gate, offload or another compression, e.g. vllm",
+        )
+    spec = dataclasses.replace(spec, name=f"{spec.name}+{part}", compress=method.head)
+    return dataclasses.replace(scheduler, spec=spec, compress_params=dict(method.params))
+
+
 def _refuse_order_with_tiers(name: str) -> NoReturn:
     raise UserError(
         f"{name}: an eviction order of contexts goes without memory tiers",
@@ -205,11 +231,13 @@ def _offloading(scheduler: Scheduler, rule: OffloadRule, params: dict[str, float
 
 
 __all__ = [
+    "COMPRESSIONS",
     "OFFLOADS",
     "PARAMETERS",
     "RETENTIONS",
     "ROUTERS",
     "SCHEDULERS",
+    "SEMANTIC_CACHE",
     "SPECULATIONS",
     "Policy",
     "Router",

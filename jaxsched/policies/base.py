@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxsched.errors import UserError
+from jaxsched.sim.compress import MOST_TOKENS, WHOLE, CompressHead, CompressParams
 from jaxsched.sim.due import MOST_US
 from jaxsched.sim.params import SchedulerParams
 from jaxsched.sim.retain import OffloadRule, RetainHead
@@ -52,8 +53,12 @@ class Scheduler:
     admit_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the admission head, in its order
     tier_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `TIER_SETTINGS`, if it offloads
     work_params: dict[str, int] = dataclasses.field(default_factory=dict)  # `due.PARAMETERS`, if it reads due dates
+    compress_params: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # `COMPRESS_PARAMETERS`, if it compresses
     round_params: dict[str, float] = dataclasses.field(default_factory=dict)  # how rounds of rollouts begin (april.py)
     draft_params: dict[str, float] = dataclasses.field(default_factory=dict)  # `DRAFT_PARAMETERS`, if it speculates
+    semantic_params: dict[str, float] = dataclasses.field(default_factory=dict)  # of a cache of answers in front
     weights: tuple[float, ...] | None = None  # of a learned policy, for all its heads
     sees_true_length: bool = False  # a bound, not a policy: predictions are replaced by the truth
     orders_jobs: bool = False  # jobs handed over at one instant are put in order before the run (batchllm.py)
@@ -75,6 +80,23 @@ class Retention:
     source: str
     params: dict[str, float] = dataclasses.field(default_factory=dict)  # of the head, in its order
     offload: OffloadRule | None = None  # it also decides what is copied to host memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """One named way to compress KV."""
+
+    name: str
+    head: CompressHead
+    summary: str
+    source: str
+    params: dict[str, float] = dataclasses.field(default_factory=dict)  # all of `COMPRESS_PARAMETERS`
+
+
+#: Parameters of a compression: shares of the context or of the pool, tokens, and the curve of quality.
+COMPRESS_PARAMETERS = (
+    "ratio", "pressure_low", "pressure_high", "min_tokens", "window", "loss_at_20", "loss_exponent", "loss_sigma",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +151,10 @@ class Policy:
             **s.admit_params,
             **s.tier_params,
             **s.work_params,
+            **s.compress_params,
             **s.round_params,
             **s.draft_params,
+            **s.semantic_params,
         }
         return {**own, **self.router.params}
 
@@ -196,6 +220,33 @@ class Policy:
             stop_below=jnp.int32(round((1 - values["reject_threshold"]) * ONE)),
             by_batch=jnp.int32(values["by_batch"]),
             outputs=jnp.asarray([round(n * (1 << TOKEN_BITS)) for n in outputs], jnp.int32),
+        )
+
+    def compress_params(self) -> CompressParams | None:
+        """Traced parameters of the KV compression; None if there is none. Raises UserError for one out of range."""
+        if self.scheduler.spec.compress is None:
+            return None
+        values = self.settings()
+        limits = {"ratio": (1 / WHOLE, 1.0), "pressure_low": (0.0, 1.0), "pressure_high": (0.0, 1.0),
+                  "min_tokens": (0, MOST_TOKENS), "window": (0, MOST_TOKENS), "loss_at_20": (0.0, 1.0),
+                  "loss_exponent": (0.0, 10.0), "loss_sigma": (0.0, 3.0)}  # fmt: skip
+        for name, (low, high) in limits.items():
+            if not low <= values[name] <= high:
+                raise UserError(
+                    f"{name} is {values[name]:g}", where=f"policy {self.name}",
+                    expected=f"{low:.3g} <= {name} <= {high:g}",
+                )  # fmt: skip
+        if values["pressure_low"] > values["pressure_high"]:
+            raise UserError(
+                f"pressure_low {values['pressure_low']:g} is above pressure_high {values['pressure_high']:g}",
+                where=f"policy {self.name}", expected="pressure_low <= pressure_high",
+            )  # fmt: skip
+        share = lambda name: round(values[name] * WHOLE)
+        return CompressParams(
+            head=jnp.asarray([share(name) for name in COMPRESS_PARAMETERS[:3]], jnp.int32),
+            min_tokens=jnp.int32(int(values["min_tokens"])),
+            window=jnp.int32(int(values["window"])),
+            quality=jnp.asarray([values[name] for name in COMPRESS_PARAMETERS[5:]], jnp.float32),
         )
 
     def _work(self, values: dict[str, float]) -> jnp.ndarray | None:

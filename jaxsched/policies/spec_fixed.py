@@ -42,6 +42,7 @@ def with_speculation(scheduler: Scheduler, rule: Speculation) -> Scheduler:
         "asynchronous stepping": spec.asynchronous,
         "an admission test of its own": spec.admit is not None,
         "copies to host memory": spec.offload is not None,
+        "KV compression": spec.compress is not None,
         "two rules of speculation": spec.speculates,
     }
     for what, is_there in found.items():

@@ -45,6 +45,10 @@ _BASES: dict[str, tuple[str, str]] = {
     "makespan": ("Makespan", "Until the last job of a list is done."),
     "output_tokens": ("Output tokens", "Output tokens per second, from the start of the run to its end."),
     "prefix_saving": ("Prefix saving", "Share of the tokens to prefill that were found in the prefix cache."),
+    "quality_loss": ("Quality loss", "Mean loss of finished requests to KV compression, by a stated curve."),
+    "quality_bad": ("Bad answers", "Share of finished requests that lost more than 0.1 to KV compression."),
+    "kept_ratio": ("KV kept", "Mean retained share of the KV of finished requests."),
+    "carried_on": ("Carried on", "Rollouts that the end of a round took out, to go on in the next."),
     "gpu_seconds": ("GPU-seconds", "Device time of all instances."),
 }
 #: Beginnings of the names of metrics of which more is better.

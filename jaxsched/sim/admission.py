@@ -151,17 +151,18 @@ def _due(event: Event) -> DueView:
     )
 
 
-def _head_lets_in(event: Event, head: AdmitHead, row, known, prompt, cached: Hit) -> Bool[Array, ""]:
+def _head_lets_in(event: Event, head: AdmitHead, column, known, prompt, cached: Hit) -> Bool[Array, ""]:
     """Whether the policy's own memory test lets a candidate in."""
     static, slots, sched = event.static, event.slots, event.params.scheduler
     join = lambda field, value: jnp.concatenate([field, jnp.reshape(value, (1,))])
-    rows = join(event.column_of(Col.REQUEST), row)
+    rows = join(event.column_of(Col.REQUEST), column[Col.REQUEST])
     held = event.runs.pinned_blocks() - cached.pinned if static.retains else jnp.int32(0)
     view = AdmitView(
         mask=join(event.running_mask, jnp.bool_(True)),
         candidate_mask=jnp.arange(static.num_slots + 1) == static.num_slots,
         known_tokens=join(slots.known, known),
         generated_tokens=join(slots.known - slots.prompt, known - prompt),
+        priority=join(event.column_of(Col.PRIORITY), column[Col.PRIORITY]),
         words=words_of(event.params.seed, rows, head.num_draws, hash_bits),
         lengths=lengths_of(event.state.lengths, event.m),
         pool_tokens=event.params.usable_blocks[event.m] * static.block_size,
@@ -282,7 +283,7 @@ def admission_step(
         memory = blocks <= inst.free
     stays_out, no_memory = ~(memory & fits), ~memory
     if (head := static.scheduler.admit) is not None:
-        memory &= _head_lets_in(event, head, column[Col.REQUEST], known, prompt, cached) | (inst.running == 0)
+        memory &= _head_lets_in(event, head, column, known, prompt, cached) | (inst.running == 0)
         if head.stays_out:
             stays_out, no_memory = ~(memory & fits), ~memory
     if fcfs:  # in a row shorter than full; whatever else keeps a request out does so in full rows too
@@ -363,6 +364,8 @@ def _admit(
     slots.last = set_where(mask, -1, slots.last)
     if static.reserves_blocks:
         slots.aux = set_where(mask, reserved, slots.aux)
+    if event.kept is not None:
+        slots.aux, event.kept = set_where(mask, 0, slots.aux), set_where(mask, 0, event.kept)
     inst.admissions = inst.admissions + active
     inst.free = inst.free - jnp.where(active, blocks + cached.idle, 0)
     inst.running = inst.running + active

@@ -28,6 +28,7 @@ class AdmitView(struct.PyTreeNode):
     candidate_mask: Bool[Array, " s1"]
     known_tokens: Int[Array, " s1"]  # prompt + outputs so far: what it holds once its prefill is done
     generated_tokens: Int[Array, " s1"]  # outputs so far
+    priority: Int[Array, " s1"]  # lower = more important
     words: Int[Array, "draws s1"]  # `WORD_BITS` uniform bits, a function of (seed, request, draw) only
     lengths: Window | None  # one row: outputs of requests that finished at this instance
     pool_tokens: Int[Array, ""]

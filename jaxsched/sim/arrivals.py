@@ -7,21 +7,25 @@ import jax.numpy as jnp
 
 from jaxsched.sim import ledger as books
 from jaxsched.sim import paused as paused_turns
-from jaxsched.sim import sent
-from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, relative_us
+from jaxsched.sim import semantic, sent
+from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US, NEVER_US, add_us, relative_us
 from jaxsched.sim.event import Tally, ceil_blocks
 from jaxsched.sim.graph import arrive_turn
 from jaxsched.sim.kv.seen import Seen, look, matched_blocks
 from jaxsched.sim.params import SimParams
-from jaxsched.sim.requests import Requests
+from jaxsched.sim.requests import Requests, TurnRow
 from jaxsched.sim.retain import saturated_us
 from jaxsched.sim.routing import add_recent, bucket_now, count_waiting, recent_tokens
-from jaxsched.sim.state import Count, Fate, Instance, Slots, State
+from jaxsched.sim.state import Count, Fate, Hist, Instance, Record, Slots, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.views import RouterView
 
 _FIELD = {name: i for i, name in enumerate(Instance.__dataclass_fields__)}
 _SLOT = {name: i for i, name in enumerate(Slots.__dataclass_fields__)}
+
+
+#: (epoch, us) of a time.
+Stamp = tuple[jax.Array, jax.Array]
 
 
 def hash_bits(seed: jax.Array, request: jax.Array, draw: int) -> jax.Array:
@@ -103,6 +107,9 @@ def next_input_time(static: SimStatic, requests: Requests, state: State) -> tupl
             return released_at(state, i, requests.num_programs)
         turn = requests.row(jnp.minimum(i, requests.num_rows - 1))
         time = relative_us(turn.arrival_epoch, turn.arrival_us, state.epoch)
+        if state.semantic is not None:  # requests are seen once the cache has been searched
+            search_us = state.semantic.search_us
+            time = jnp.where(time < NEVER_US - search_us, time + search_us, NEVER_US)
         return jnp.where(i < requests.num_programs, time, NEVER_US)
 
     back = paused_turns.next_return(state.paused) if static.num_paused else jnp.int32(NEVER_US)
@@ -173,6 +180,11 @@ def take_arrival(
         learned = head.returned(learned, tool, saturated_us(turn.pause_epoch, turn.pause_us), is_return)
     prompt, output, predicted = turn.prompt_tokens, turn.output_tokens, turn.predicted_tokens
     live = live_view(static, params, state, now)
+    arrived, answered = active, jnp.bool_(False)
+    if static.semantic:
+        stamp = (turn.arrival_epoch, turn.arrival_us)
+        state, answered = _ask_cache(static, params, state, tally, active, (request, turn), now, jnp.sum(live[:2]))
+        active = arrived & ~answered
     seen = state.view if static.delayed_view else live
     view = RouterView(
         num_waiting=seen[0], num_running=seen[1], used_blocks=seen[2], waiting_blocks=seen[3], work_tokens=seen[4],
@@ -271,26 +283,30 @@ def take_arrival(
     next_event = state.next_event.at[at].set(wake, mode="drop")
 
     ledger = state.ledger if state.ledger is None else books.wait(state.ledger, turn.klass, one)
-    one_program = (active & ~is_return).astype(jnp.int32)
-    tally.count(Count.ARRIVED, active)
+    one_program = (arrived & ~is_return).astype(jnp.int32)
+    tally.count(Count.ARRIVED, arrived)
     tally.count(Count.REJECTED_SIZE, rejected_size)
     tally.count(Count.REJECTED_QUEUE, rejected_queue)
     occupied = scalars[_FIELD["running"]] + waiting
     tally.count(Count.QUEUED, joins & (occupied >= static.full_slots))
     in_cohort = in_measured_cohort(params, turn.program)
-    tally.count(Count.MEASURED_ARRIVED, active & in_cohort)
+    tally.count(Count.MEASURED_ARRIVED, arrived & in_cohort)
     record = state.record
     if static.record:
-        where = jnp.where(active, request, record.fate.shape[0])
+        where = jnp.where(arrived, request, record.fate.shape[0])
         fate = jnp.where(too_large, Fate.REJECTED_SIZE, jnp.where(full, Fate.REJECTED_QUEUE, Fate.UNFINISHED))
+        fate = jnp.where(answered, Fate.ANSWERED, fate) if static.semantic else fate
+        at_instance = jnp.where(answered, -1, m) if static.semantic else m
         record = record.replace(
             fate=record.fate.at[where].set(fate.astype(jnp.int32), mode="drop"),
-            instance=record.instance.at[where].set(m, mode="drop"),
+            instance=record.instance.at[where].set(at_instance, mode="drop"),
             arrival=record.arrival.at[where].set(jnp.stack(stamp), mode="drop"),
         )
+    if static.semantic and static.record:
+        record = _record_answer(params, record, request, answered, stamp)
     state = state.replace(
-        now=jnp.where(active, now, state.now),
-        passed=jnp.where(active & (now > state.now), -1, state.passed),
+        now=jnp.where(arrived, now, state.now),
+        passed=jnp.where(arrived & (now > state.now), -1, state.passed),
         arrivals=state.arrivals + one_program,
         sequence=state.sequence + active.astype(jnp.int32),
         pending_writes=pending,
@@ -305,3 +321,51 @@ def take_arrival(
     if static.graphs:
         state = arrive_turn(requests, state, request, stamp, program, m, joins)
     return state
+
+
+def _ask_cache(
+    static: SimStatic,
+    params: SimParams,
+    state: State,
+    tally: Tally,
+    active: jax.Array,
+    who: tuple[jax.Array, TurnRow],
+    now: jax.Array,
+    load: jax.Array,
+) -> tuple[State, jax.Array]:
+    """A request whose search is over: whether it is answered in front, and then what is measured of it.
+
+    A wrong answer meets no promise of the request's class.
+    """
+    row, turn = who
+    assert state.semantic is not None
+    known, klass = params.semantic, turn.klass
+    word = hash_bits(params.seed, row, semantic.DRAW)
+    tick = semantic.tick_of(state.epoch + (now >> EPOCH_BITS), now & (EPOCH_US - 1))
+    kept, hit, wrong = semantic.look_up(known, state.semantic, active, (klass, row, word), tick, load)
+    latency = known.search_us + known.answer_us
+    latency_us = latency.astype(jnp.float32)
+    measured = hit & in_measured_cohort(params, turn.program)
+    tally.count(Count.FINISHED, hit)
+    tally.count(Count.PROGRAMS_DONE, hit)
+    tally.observe(Hist.TTFT, klass, latency_us, measured)
+    tally.observe(Hist.E2E, klass, latency_us, measured)
+    tally.observe(Hist.NORMALISED, klass, latency_us / turn.output_tokens.astype(jnp.float32), measured)
+    good = measured & ~wrong & (latency <= params.slo_ttft_us[klass]) & (latency <= params.slo_e2e_us[klass])
+    is_class = jnp.arange(static.num_classes) == klass
+    metrics = state.metrics.replace(
+        class_finished=state.metrics.class_finished + (is_class & measured),
+        class_good=state.metrics.class_good + (is_class & good),
+    )
+    return state.replace(semantic=kept, metrics=metrics), hit
+
+
+def _record_answer(params: SimParams, record: Record, request: jax.Array, answered: jax.Array, stamp: Stamp) -> Record:
+    """First token and finish of a request that was answered in front."""
+    where = jnp.where(answered, request, record.fate.shape[0])
+    latency = params.semantic.search_us + params.semantic.answer_us
+    done = jnp.stack(add_us(*stamp, jnp.int32(0), latency))
+    return record.replace(
+        first_token=record.first_token.at[where].set(done, mode="drop"),
+        finish=record.finish.at[where].set(done, mode="drop"),
+    )

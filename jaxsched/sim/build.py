@@ -13,6 +13,7 @@ from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
 from jaxsched.sim.fair import tenant_params
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.rounds import RoundParams
+from jaxsched.sim.semantic import SemanticParams
 from jaxsched.sim.speculate import SpecParams
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import TierParams
@@ -97,6 +98,7 @@ def make_params(
     tiers: TierParams | None = None,
     rounds: RoundParams | None = None,
     speculation: SpecParams | None = None,
+    semantic: SemanticParams | None = None,
 ) -> SimParams:
     """Traced parameters of one lane. Sequences over classes must be equally long; SLOs default to none.
 
@@ -133,5 +135,7 @@ def make_params(
         tenants=None if tenant_weights is None else tenant_params(list(tenant_weights)),
         tiers=tiers,
         rounds=rounds,
+        compress=policy.compress_params(),
         speculation=speculation,
+        semantic=semantic,
     )

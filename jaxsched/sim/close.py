@@ -9,6 +9,7 @@ from jaxsched.metrics.histogram import bin_end_us, bin_of
 from jaxsched.sim import offload
 from jaxsched.sim.admission import KeptOut
 from jaxsched.sim.clock import NEVER_US
+from jaxsched.sim.compress import evicts_in
 from jaxsched.sim.event import Event, ceil_blocks, count, set_where, slot_with
 from jaxsched.sim.leave import RUN_BINS, add_area
 from jaxsched.sim.rows import earliest
@@ -40,6 +41,8 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     total = jnp.sum(tokens)
     num_decode, num_prefill = count(decode), count(prefill)
     decode_ctx = jnp.sum(jnp.where(decode, before + 1, 0))
+    if static.scheduler.compress is not None:  # evicted tokens are not read (and prefilled rows have none yet)
+        decode_ctx -= jnp.sum(jnp.where(decode, slots.aux, 0))
     prefill_tokens = total - num_decode
     if static.scheduler.speculates:
         decode_ctx = jnp.sum(jnp.where(decode, before + tokens, 0))
@@ -70,6 +73,8 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
         memory_in = 1 + static.block_size * jnp.maximum(spare // jnp.maximum(num_emit, 1), 0)
         if static.scheduler.family in ("orca", "static"):
             memory_in = jnp.int32(k)
+        if static.scheduler.compress is not None:
+            finish_in = jnp.minimum(finish_in, evicts_in(event, decode))
         pure = (num_prefill == 0) & (state.preempted == 0) & (num_emit == num_decode)
         quiet = inst.waiting == 0
         moves = static.scheduler.preemptive and not static.scheduler.static_keys

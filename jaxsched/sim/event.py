@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxsched.metrics.histogram import NUM_BINS, bin_of
 from jaxsched.sim import ledger as books
 from jaxsched.sim.clock import EPOCH_BITS, EPOCH_US
+from jaxsched.sim.compress import store_kept
 from jaxsched.sim.fair import FairRow, Served, Who, by_tenant
 from jaxsched.sim.kv import KvCache, RunTable, load_cache
 from jaxsched.sim.params import SimParams
@@ -130,6 +131,7 @@ class Event:
     waits_for_copies: Any = False
     trace: dict | None = None  # decisions of this micro-step, when `static.trace`
     late: jax.Array | None = None  # slots whose request had too long a gap, where classes limit gaps
+    kept: jax.Array | None = None  # ratio of each slot's KV, where it is compressed
     service: ServiceRow | None = None  # attained service, where the order asks for it
     fair: FairRow | None = None  # accounts of the tenants, where the order asks for them
     writes: list = dataclasses.field(default_factory=list)  # pending `write_column`s: (slot, values, active)
@@ -150,6 +152,9 @@ class Event:
             Tiers(static, params, state.tiers, m) if static.tiered else None,
             trace={} if static.trace else None,
             late=jax.lax.dynamic_index_in_dim(state.late, m, 0, keepdims=False) if static.gap_limits else None,
+            kept=None
+            if state.quality is None
+            else jax.lax.dynamic_index_in_dim(state.quality.kept, m, 0, keepdims=False),
             service=ServiceRow(rule, state.service, m, state.epoch, now) if rule is not None else None,
             fair=FairRow(fair, state.fair, m, owed, static.num_classes) if fair is not None else None,
         )  # fmt: skip
@@ -180,6 +185,7 @@ class Event:
             late=None
             if self.late is None
             else jax.lax.dynamic_update_index_in_dim(self.state.late, self.late, self.m, 0),
+            quality=None if self.kept is None else store_kept(self.state.quality, self.kept, self.m),
             service=None if self.service is None else self.service.store(self.state.service),
             fair=None if self.fair is None else self.fair.store(self.state.fair),
             pending_writes=pending,
@@ -259,7 +265,9 @@ class Event:
             self.kv.register_one(slot, active, self.at(tokens, slot))
 
     def held_blocks(self, computed: jax.Array, reserved: jax.Array) -> jax.Array:
-        """KV blocks of a request with `computed` tokens."""
+        """KV blocks of a request with `computed` tokens (`reserved`: `Slots.aux`)."""
+        if self.static.scheduler.compress is not None:
+            return ceil_blocks(self.static, computed - reserved)
         blocks = ceil_blocks(self.static, computed)
         return jnp.maximum(blocks, reserved) if self.static.reserves_blocks else blocks
 

@@ -89,7 +89,8 @@ def _count(mask: Bool[Array, "m n"]) -> Int[Array, " m"]:
 def _memory(static: SimStatic, params: SimParams, state: State, instance, slots, running) -> Bool[Array, ""]:
     if state.kv is not None:  # blocks may be held twice: see `_cache`
         return jnp.any(instance.free < 0)
-    held = ceil_blocks(static, slots.computed)
+    gone = 0 if static.scheduler.compress is None else slots.aux
+    held = ceil_blocks(static, slots.computed - gone)
     if static.reserves_blocks:
         held = jnp.maximum(held, slots.aux)
     held = jnp.sum(jnp.where(running, held, 0), axis=1)

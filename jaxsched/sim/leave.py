@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.metrics.histogram import NUM_BINS, bin_end_us, bin_of
-from jaxsched.sim import offload
+from jaxsched.sim import offload, semantic
 from jaxsched.sim.admit import learn_length
+from jaxsched.sim.arrivals import hash_bits
 from jaxsched.sim.clock import add_us, relative_us
+from jaxsched.sim.compress import book_quality, compress
 from jaxsched.sim.event import Event, count, set_where, slot_with
 from jaxsched.sim.fair import Who
 from jaxsched.sim.graph import finish_turn
@@ -62,6 +64,8 @@ def book_run(event: Event, begin: Bool[Array, ""]) -> None:
     inst.free = inst.free - grown
     event.kv.take(grown)
     event.serve_outputs(outputs)
+    if static.scheduler.compress is not None:
+        compress(event, emit)
     event.sample_ledger(begin)
     slots.last = set_where(emit, event.wrapped(now), slots.last)
     slots.chunk = jnp.where(begin, 0, slots.chunk)
@@ -158,6 +162,8 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if static.reserves_blocks:
         slots.aux = set_where(mask, 0, slots.aux)
 
+    if static.scheduler.compress is not None:
+        book_quality(event, slot, column[Col.REQUEST], is_finish, hash_bits)
     book_leaving(event, column, is_finish, None if event.late is None else event.at(event.late, slot))
     if event.service is not None:
         program = event.requests.program[column[Col.REQUEST]]
@@ -185,8 +191,20 @@ def let_one_leave(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
     if event.state.lengths is not None:
         lengths = learn_length(event.state.lengths, event.m, column[Col.OUTPUT], is_finish)
         event.state = event.state.replace(lengths=lengths)
+    if event.state.semantic is not None:
+        _keep_answer(event, column, is_finish)
     pause_program(event, column, is_finish)
     return active & (num_finished_or_expired > 1)
+
+
+def _keep_answer(event: Event, column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> None:
+    """The semantic cache in front keeps what the engine has answered."""
+    row, params = column[Col.REQUEST], event.params
+    assert event.state.semantic is not None
+    word = hash_bits(params.seed, row, semantic.DRAW)
+    tick = semantic.tick_of(*event.stamp(event.now))
+    kept = semantic.keep(params.semantic, event.state.semantic, is_finish, (column[Col.KLASS], row, word), tick)
+    event.state = event.state.replace(semantic=kept)
 
 
 def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finish: Bool[Array, ""]) -> Pin | None:

@@ -116,11 +116,10 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
         event.cache_outputs(begins)
     more_leave = let_one_leave(event, active & (phase <= Phase.LEAVE))
     ready = active & ~more_leave & (phase != Phase.DRAIN)
-    more_stop = jnp.bool_(False)
     if static.rounds:
         rounds.end_round(event, active & (phase <= Phase.LEAVE))
         behind = rounds.is_behind(event)
-        more_stop = rounds.stop(event, ready & behind)
+        more_leave |= rounds.stop(event, ready & behind)
         ready &= ~behind
     more_refill = jnp.bool_(False)
     if scheduler.order is not None:
@@ -161,7 +160,7 @@ def _instance_event(event: Event, active: Bool[Array, ""], begins: Bool[Array, "
     result = jnp.int32(-1)
     for condition, value in (
         (repeat, Phase.REFILL), (more_drain, Phase.DRAIN), (again, Phase.ADMIT), (again & displacing, Phase.DISPLACE),
-        (more_run, Phase.RUN), (more_refill | prefetches, Phase.REFILL), (more_leave | more_stop, Phase.LEAVE),
+        (more_run, Phase.RUN), (more_refill | prefetches, Phase.REFILL), (more_leave, Phase.LEAVE),
     ):  # fmt: skip
         result = jnp.where(condition, int(value), result)
     return result

@@ -62,5 +62,7 @@ class SimParams(struct.PyTreeNode):
     horizon_us: Int[Array, ""]
     tenants: Any = None  # `TenantParams`: weights by class; None: neither the order nor the metrics ask
     tiers: TierParams | None = None  # None: nothing below HBM
+    compress: Any = None  # `CompressParams`, with `SchedulerSpec.compress`
     rounds: Any = None  # `RoundParams`, with `SimStatic.rounds`
     speculation: Any = None  # `SpecParams`: the draft model; None: nobody speculates
+    semantic: Any = None  # `SemanticParams`, with `SimStatic.semantic`

@@ -93,5 +93,4 @@ def stop(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
 
 def settle(state: State, done: Int[Array, ""]) -> State:
     """At the end of a micro-step: programs that are done."""
-    assert state.rounds is not None
     return state.replace(rounds=state.rounds.replace(settled=state.rounds.settled + done))

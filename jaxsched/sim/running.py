@@ -47,7 +47,8 @@ def _needed(event: Event, tokens: Int[Array, " s"]) -> Int[Array, " s"]:
     """Further blocks of requests that get so many tokens; where tokens are drafted, with the slots held ahead."""
     static, slots = event.static, event.slots
     if not static.scheduler.speculates:
-        return ceil_blocks(static, slots.computed + tokens) - ceil_blocks(static, slots.computed)
+        kept = slots.computed if static.scheduler.compress is None else slots.computed - slots.aux
+        return ceil_blocks(static, kept + tokens) - ceil_blocks(static, kept)
     wanted, held = slots_ahead(event, slots.computed + tokens), event.held_blocks(slots.computed, slots.aux)
     return jnp.where(tokens > 0, jnp.maximum(wanted - held, 0), 0)
 

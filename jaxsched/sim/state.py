@@ -17,12 +17,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxsched.metrics.histogram import NUM_BINS
 from jaxsched.sim.clock import NEVER_US
+from jaxsched.sim.compress import init_quality
 from jaxsched.sim.fair import FairState, init_fair
 from jaxsched.sim.kv import init_cache
 from jaxsched.sim.ledger import init_ledger
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.paused import Paused, init_paused
 from jaxsched.sim.routing import init_routing
+from jaxsched.sim.semantic import SemanticState, init_semantic
 from jaxsched.sim.service import init_service
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import TierState, init_tiers
@@ -61,6 +63,7 @@ class Fate(enum.IntEnum):
     REJECTED_QUEUE = 4
     TIMED_OUT = 5
     REJECTED_LATE = 6
+    ANSWERED = 7  # by the semantic cache, without the engine; counted as finished
 
 
 class Flag(enum.IntFlag):
@@ -144,7 +147,9 @@ class Slots:
     order: Int[Array, " s"]  # admission number; EMPTY, WAITING or DEAD below zero
     chunk: Int[Array, " s"]  # tokens in the step that executes; negative: this chunk yields no output token
     last: Int[Array, " s"]  # time of the last token modulo 2^31 us, -1 = none yet
-    aux: Int[Array, " s"]  # asynchronous: number of the step of its last token; reserving engines: reserved blocks
+    aux: Int[
+        Array, " s"
+    ]  # asynchronous: number of the step of its last token; reserving engines: reserved blocks; compressing: evicted
 
 
 @dataclasses.dataclass
@@ -273,9 +278,11 @@ class State(struct.PyTreeNode):
     fair: Any = None  # `FairState`: accounts of the tenants (sim/fair.py); None = the order does not ask
     ledger: Any = None  # `LedgerState`: service of the tenants, measured (sim/ledger.py); None = not asked for
     tiers: TierState | None = None  # host memory and the remote pool, see sim/tiers.py; None = off
-    rounds: RoundState | None = None  # rounds of rollouts, see sim/rounds.py; None = programs arrive by their times
+    quality: Any = None  # `Quality` of KV compression: ratios and losses (sim/compress.py); None = off
+    rounds: Any = None  # `RoundState`: rounds of rollouts, see sim/rounds.py; None = programs arrive by their times
     fired: Int[Array, "n 3"] | None = None  # graphs: what has happened of what each row needs, see sim/graph.py
     speculation: Any = None  # `SpecState` (sim/speculate.py); None = nobody speculates
+    semantic: SemanticState | None = None  # answers kept in front (sim/semantic.py); None = no such cache
 
 
 #: Values of an empty slot: harmless in every whole-row expression.
@@ -312,6 +319,12 @@ def _first_round(static: SimStatic, params: SimParams) -> RoundState | None:
     seen = jnp.zeros(static.num_instances, jnp.int32)
     released = jnp.asarray(params.rounds.in_flight, jnp.int32)
     return RoundState(number=zero, settled=zero, released=released, epoch=zero, us=zero, seen=seen, stopped=zero)
+
+
+def _no_answers(static: SimStatic, params: SimParams) -> SemanticState | None:
+    if not static.semantic:
+        return None
+    return init_semantic(params.semantic, static.num_classes, static.semantic_entries)
 
 
 def _nothing_drafted(static: SimStatic) -> Any:
@@ -392,7 +405,9 @@ def init_state(static: SimStatic, params: SimParams, num_requests: int) -> State
         fair=_nothing_owed(static),
         ledger=init_ledger(static.num_classes) if static.tenants else None,
         tiers=init_tiers(static),
+        quality=init_quality(m, s) if static.scheduler.compress is not None else None,
         rounds=_first_round(static, params),
         fired=zeros(num_requests, 3) if static.graphs else None,
         speculation=_nothing_drafted(static),
+        semantic=_no_answers(static, params),
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from jaxsched.sim.admit import AdmitHead
+from jaxsched.sim.compress import CompressHead
 from jaxsched.sim.fair import FairRule
 from jaxsched.sim.retain import OffloadRule, RetainHead
 from jaxsched.sim.service import ServiceRule
@@ -49,6 +50,7 @@ class SchedulerSpec:
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
     fair: FairRule | None = None  # keeps an account of the tenants' service, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
+    compress: CompressHead | None = None  # KV is evicted after the prefill (sim/compress.py); None: none ever is
     speculates: bool = False  # tokens are drafted and verified (sim/speculate.py)
 
     @property
@@ -69,10 +71,14 @@ class SchedulerSpec:
             raise ValueError("early rejection needs an ordered queue, a synchronous engine and due dates")
         if self.service is not None and (self.order is None or self.asynchronous):
             raise ValueError("attained service needs an ordered queue and a synchronous engine")
+        if self.compress is not None and (self.family != "v1" or self.asynchronous):
+            raise ValueError("KV compression needs a synchronous V1 engine")
         if self.fair is not None and (self.order is None or self.asynchronous or self.family != "v1"):
             raise ValueError("accounts of tenants need an ordered queue and a synchronous V1 engine")
         if self.speculates and (self.family != "v1" or self.asynchronous or self.admit or self.offload):
             raise ValueError("speculation needs a synchronous V1 engine without an admission head and memory tiers")
+        if self.speculates and self.compress is not None:
+            raise ValueError("speculation and KV compression: both keep their own count of a request's blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,8 @@ class SimStatic:
     num_tools: int = 1  # kinds of pauses, for retention policies that tell them apart
     host_tier: bool = False  # instances have host memory for contexts (used if the scheduler offloads)
     remote_tier: bool = False  # ... and a pool behind it that all share
+    semantic: bool = False  # a cache of answers stands in front of the cluster (sim/semantic.py)
+    semantic_entries: int = 0  # ... answers of a class that it can keep
     timeouts: bool = False  # some class has a timeout
     gap_limits: bool = False  # some class limits every single gap between tokens
     delayed_view: bool = False  # routers see the state of the last telemetry tick
@@ -123,12 +131,16 @@ class SimStatic:
             raise ValueError("graphs need num_paused > 0: the turns that wait for their pause")
         if self.rounds and not (self.num_paused and self.scheduler.stops_for_rounds):
             raise ValueError("rounds need num_paused > 0 and a scheduler that can stop for them")
+        if self.semantic and self.num_paused:
+            raise ValueError("the semantic cache answers programs of one turn")
         if self.trace and self.max_run_steps != 1:
             raise ValueError("trace needs max_run_steps = 1")
         if self.prefix_cache not in CACHES:
             raise ValueError(f"unknown prefix cache {self.prefix_cache!r}, expected one of {CACHES}")
         if self.route_by_cache not in CACHE_VIEWS:
             raise ValueError(f"unknown cache view {self.route_by_cache!r}, expected one of {CACHE_VIEWS}")
+        if self.prefix_cache != "none" and self.scheduler.compress is not None:
+            raise ValueError("compressed KV cannot be found again: no prefix cache")
         if self.prefix_cache != "none" and self.scheduler.family != "v1":
             raise ValueError(f"the {self.scheduler.family} engines have no prefix cache")
         if (self.scheduler.retain or self.scheduler.gate) and self.prefix_cache == "blocks":
@@ -199,8 +211,9 @@ class SimStatic:
 
     @property
     def mixed_runs(self) -> bool:
-        """Whether a run of steps may begin with one that finishes prompts."""
-        return self.dense and self.scheduler.family in ("v1", "sarathi") and self.run_steps > 1
+        """Whether a run of steps may begin with one that finishes prompts (compression evicts after it)."""
+        same = self.scheduler.family in ("v1", "sarathi") and self.scheduler.compress is None
+        return self.dense and same and self.run_steps > 1
 
     @property
     def chunk_runs(self) -> bool:

@@ -35,7 +35,7 @@ Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec |
 Sessions = SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RolloutSpec
 
 #: Options that may be traced, so that lanes of one program can differ in them.
-TRACED = ("tool_tail", "turns_factor", "context_scale", "short_share")
+TRACED = ("tool_tail", "turns_factor", "context_scale", "short_share", "growth_scale", "pause_scale")
 
 #: Programs in the sample that the means are taken from.
 _SAMPLE_REQUESTS, _SAMPLE_SESSIONS = 1 << 17, 1 << 11
@@ -128,8 +128,8 @@ class Preset:
             rate_per_s: programs per second, may be traced; the preset's own rate when None. Another rate is the same
                 workload at another speed: every arrival time is divided by the ratio.
             **overrides: `prediction_sigma` (log-sd of the multiplicative error of `predicted_tokens`, 0 = the truth),
-                `tool_tail`, `turns_factor`, `context_scale` and `short_share`, all of which may be traced, and the
-                static constants named in `options`.
+                `tool_tail`, `turns_factor`, `context_scale`, `growth_scale`, `pause_scale` and `short_share`, all of
+                which may be traced, and the static constants named in `options`.
 
         Raises:
             UserError: unknown override, or a count or rate that is not positive.

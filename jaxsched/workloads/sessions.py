@@ -45,7 +45,8 @@ class SessionSpec:
       `first_prompt` and `compacted`.
 
     Factors, which may be traced (`Preset.generate`): `tool_tail` times the log-sd of every pause law, `turns_factor`
-    times the number of turns (at most `max_turns`), `context_scale` times every input length.
+    times the number of turns (at most `max_turns`), `context_scale` times every input length, `growth_scale` times
+    what later turns add, `pause_scale` times every pause.
     """
 
     arrivals: ArrivalProcess
@@ -66,6 +67,8 @@ class SessionSpec:
     tool_tail: float = 1.0
     turns_factor: float = 1.0
     context_scale: float = 1.0
+    growth_scale: float = 1.0
+    pause_scale: float = 1.0
 
     @property
     def tool_names(self) -> tuple[str, ...]:
@@ -89,6 +92,8 @@ class MixedSessions:
     tool_tail: float = 1.0
     turns_factor: float = 1.0
     context_scale: float = 1.0
+    growth_scale: float = 1.0
+    pause_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.short.tool_names != self.long.tool_names:
@@ -215,7 +220,8 @@ def _turns(spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[A
         turn.shape[0],  # `max_turns` of the whole
     )
     output = tokens(spec.output.sample(draw(stream_key(key, OUTPUT), program, turn)), spec.max_output_tokens)
-    new = tokens(spec.new_tokens.sample(draw(stream_key(key, GROWTH), program, turn)) * scale, UNLIMITED)
+    growth = scale * knobs["growth_scale"]
+    new = tokens(spec.new_tokens.sample(draw(stream_key(key, GROWTH), program, turn)) * growth, UNLIMITED)
     shortest_limit = min(spec.compact_tokens, spec.max_context_tokens)
     group, prefix = groups_of(spec.groups, spec.prefix, key, program, scale, shortest_limit - 1)
 
@@ -244,7 +250,7 @@ def _turns(spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[A
         common = tokens(jnp.float32(spec.common_tokens) * scale, UNLIMITED)
         # Constant along a chain, also where the prompt that begins it is shorter than the common prefix.
         prefix = jnp.minimum(common, jnp.take_along_axis(prompt, begins, axis=0))
-    tool, pause = _pauses(spec, key, program, turn, knobs["tool_tail"])
+    tool, pause = _pauses(spec, key, program, turn, knobs)
     later = turn > 0
     return Turns(
         count=count,
@@ -260,9 +266,10 @@ def _turns(spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[A
 
 
 def _pauses(
-    spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[Array, "t 1"], tail: Float[Array, ""]
+    spec: SessionSpec, key: Array, program: Int[Array, " n"], turn: Int[Array, "t 1"], knobs: Knobs
 ) -> tuple[Int[Array, "t n"], TimePairs]:
     """Kind and length of the pause before each turn."""
+    tail = knobs["tool_tail"]
     words = draw(stream_key(key, PAUSE), program, turn)
     kind = uniform(draw(stream_key(key, EVENT), program, turn)[1])
     weights = np.array([p.weight for p in spec.pauses])
@@ -272,7 +279,8 @@ def _pauses(
         beyond = kind >= jnp.float32(edge)
         seconds = jnp.where(beyond, pause.seconds.stretched(words, tail), seconds)
         tool = jnp.where(beyond, index, tool)
-    return tool, split_gap(jnp.clip(seconds, 0.0, spec.max_pause_s) * jnp.float32(1e6))
+    seconds = jnp.clip(seconds * knobs["pause_scale"], 0.0, spec.max_pause_s)
+    return tool, split_gap(seconds * jnp.float32(1e6))
 
 
 def _flat(table: Int[Array, "t n ..."]) -> Int[Array, "rows ..."]:

@@ -45,6 +45,7 @@ class TenantPart:
     rate_per_s: float  # programs per second while it is there, at load 1
     begin: float = 0.0  # share of the episode at which it comes
     end: float = 1.0  # ... and goes
+    priority: int = 0  # of its requests; lower = more important
 
     @property
     def max_turns(self) -> int:
@@ -108,6 +109,7 @@ def generate_tenants(
             arrival_epoch=table.arrival_epoch + epoch + (us >> EPOCH_BITS),
             arrival_us=us & (EPOCH_US - 1),
             klass=jnp.full_like(table.klass, index),
+            priority=jnp.full_like(table.priority, part.priority),
         )
         if table.group is not None:
             table = table.replace(group=jnp.where(table.group >= 0, table.group + groups, -1))

@@ -81,6 +81,32 @@ def test_gymnasium_vector_gives_numpy_and_keeps_final_observations():
         vector.step(np.zeros(3, np.int64))
 
 
+def test_a_loop_in_the_style_of_cleanrl_trains_on_the_gymnasium_vector():
+    """NumPy only: softmax policy gradients with a baseline, over episodes that begin anew within the step. The cue is
+    shown when it is asked for: chance gives 0.5.
+    """
+    pytest.importorskip("gymnasium", reason="the extra `gym` is not installed")
+    from jaxsched.compat import GymnasiumVector
+
+    env, params = js.make("Cue-v0", delay=0, max_steps_in_episode=1)
+    vector = GymnasiumVector(env, params, num_envs=32)
+    random, (obs, _) = np.random.default_rng(0), vector.reset(seed=0)
+    weights = np.zeros((obs.shape[1], vector.single_action_space.n))
+    means = []
+    for _ in range(60):
+        logits = obs @ weights
+        chances = np.exp(logits - logits.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        action = (random.random(len(obs))[:, None] > chances.cumsum(1)).sum(1)
+        following, reward, terminated, truncated, _ = vector.step(action)
+        assert (terminated | truncated).all()
+        chosen = np.eye(weights.shape[1])[action]
+        weights += 0.5 * obs.T @ ((chosen - chances) * (reward - reward.mean())[:, None]) / len(obs)
+        obs = following
+        means.append(reward.mean())
+    assert abs(means[0] - 0.5) < 0.25 and np.mean(means[-10:]) > 0.95, means
+
+
 def test_rejax_trains_on_the_five_value_view():
     """Released rejax, PPO and DQN, on an environment made for five values (needs the extra `compat`)."""
     rejax = pytest.importorskip("rejax", reason="rejax is not installed (extra `compat`)")

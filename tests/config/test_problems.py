@@ -152,6 +152,41 @@ def test_the_good_configurations_used_below_load(tmp_path):
             "speculation: {acceptance: 0.7, draft_pass_us: 9, draft_token_us: 5000}",
             r"line 20, field speculation\.draft_token_us: found 5000; expected a number",
         ),
+        (
+            "seed: 0",
+            "semantic_cache: {search_us: 9, categories: []}",
+            r"line 20, field semantic_cache\.categories: found 0 item\(s\); expected at least 1",
+        ),
+        (
+            "seed: 0",
+            "semantic_cache: {search_us: -9, categories: [{threshold: 0.5, ttl_s: 1, quota: 1}]}",
+            r"line 20, field semantic_cache\.search_us: found -9; expected a number",
+        ),
+        *(
+            (
+                "seed: 0",
+                f"semantic_cache: {{search_us: 1, categories: [{{threshold: 1, ttl_s: 1, quota: 1, {knob}: {value}}}]}}",  # noqa: E501
+                rf"line 20, .*semantic_cache\.categories\.0\.{knob}: found {value}; expected",
+            )
+            for knob, value in (
+                ("similarity", 1.5),
+                ("unique", -1),
+                ("topics", 0),
+                ("zipf", 9),
+                ("similarity_spread", 1),
+                ("false_slope", 2),
+            )
+        ),
+        (
+            "seed: 0",
+            "semantic_cache: {search_us: 9, categories: [{threshold: 2, ttl_s: 1, quota: 1}]}",
+            r"line 20, .*semantic_cache\.categories\.0\.threshold: found 2; expected",
+        ),
+        (
+            "seed: 0",
+            "semantic_cache: {search_us: 9, categories: [{threshold: 0.5, ttl_s: 1, quota: 9999}]}",
+            r"line 20, .*semantic_cache\.categories\.0\.quota: found 9999; expected",
+        ),
         ("seed: 0", "seed: 0\nseed: 1", r"line 21: key 'seed' is given twice"),
         ("seed: 0", "seed: [0", r"c\.yaml, line 2\d: not valid YAML"),
         ("scheduler: vllm", "scheduler:", r"line 13, field policy\.scheduler: found nothing \(null\); expected a text"),

@@ -67,9 +67,9 @@ def test_parts_of_the_vector_have_names_and_shapes() -> None:
         np.testing.assert_array_equal(
             np.concatenate([part.reshape(-1) for part in split.values()]), np.arange(shape.num_weights)
         )
-    assert IndexShape().num_weights == 15
-    with pytest.raises(ValueError, match="15 weights"):
-        learned(np.zeros(14))
+    assert IndexShape().num_weights == 17
+    with pytest.raises(ValueError, match="17 weights"):
+        learned(np.zeros(16))
 
 
 def exported(folder, values=LIKE_GITTINS, **network):
@@ -132,4 +132,13 @@ def test_the_gate_sees_how_small_a_program_is_among_those_that_have_begun() -> N
     middle = np.sqrt(8000 * 5000)
     np.testing.assert_allclose(relative[[0, 3]], np.log([900 / middle, 2500 / middle]), atol=0.005)
     none = view.replace(waiting_mask=view.waiting_mask & view.first_turn_mask)
-    np.testing.assert_array_equal(np.asarray(gate_features(none))[:, GATE_FEATURES.index("relative")], 0.0)
+    np.testing.assert_array_equal(np.asarray(gate_features(none))[:, GATE_FEATURES.index("relative") :], 0.0)
+
+
+def test_the_gate_sees_how_long_begun_prompts_are_and_how_much_they_have_grown() -> None:
+    """Begun prompts: 12,000 of 8,000 at first, and 6,900 of 5,000; centred at log 8.5 and at a factor of exp(0.7)."""
+    found = np.asarray(gate_features(queue_view()))
+    growth = np.log([12_000 / 8_000, 6_900 / 5_000]).mean() - 0.7
+    np.testing.assert_allclose(found[:, GATE_FEATURES.index("growth")], growth, atol=0.01)
+    context = np.log([12_000, 6_900]).mean() - 8.5
+    np.testing.assert_allclose(found[:, GATE_FEATURES.index("context")], context, atol=0.01)

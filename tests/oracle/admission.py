@@ -25,6 +25,11 @@ def lets_in(
     if config.admission == "" or not running:
         return True
     pool = config.usable_blocks * config.block_size
+    if config.admission == "headroom":
+        if config.headroom_tokens == 0 or all(r.priority >= candidate.priority for r in running):
+            return True
+        tokens = sum(r.num_tokens for r in [*running, candidate])
+        return tokens + held_tokens + config.headroom_tokens <= pool
     if config.admission == "conservative":
         grown = held_tokens
         for request in [*running, candidate]:

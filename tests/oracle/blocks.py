@@ -120,6 +120,12 @@ class CountPool:
     def pinned_besides(self, hit: Hit) -> int:
         return 0
 
+    def shrink(self, request: Request, tokens: int) -> None:
+        """Only so many tokens are left of the request's KV."""
+        freed = self._held[request] - ceil_div(tokens, self.block_size)
+        assert freed >= 0
+        self.free, self._held[request] = self.free + freed, self._held[request] - freed
+
     def check(self, running: list[Request]) -> None:
         """Conservation: only running requests hold blocks; free and held blocks make up the pool."""
         assert set(self._held) <= set(running)

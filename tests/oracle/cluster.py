@@ -13,6 +13,7 @@ from tests.oracle.data import EngineConfig, Record, Request, RouterConfig, StepL
 from tests.oracle.engine import Instance
 from tests.oracle.rounds import Rounds
 from tests.oracle.routing import Arrival, Dispatcher
+from tests.oracle.semantic import SemanticCache
 from tests.oracle.tiers import Store
 
 FIRST_DRAW = 16  # of the uniform numbers; those before it are the routers'
@@ -58,7 +59,8 @@ def simulate(
         stuck=[i.next_event_us is None and bool(i.waiting) for i in instances],
         smallest_gap=min(cluster.dispatcher.smallest_gap, *(i.smallest_gap for i in instances)),
         end_us=end_us,
-        noted=sum((i.noted + i.pool.noted + (i.tiers.noted if i.tiers else Counter()) for i in instances), Counter()),
+        noted=(cluster.semantic.noted if cluster.semantic else Counter())
+        + sum((i.noted + i.pool.noted + (i.tiers.noted if i.tiers else Counter()) for i in instances), Counter()),
     )
 
 
@@ -96,6 +98,7 @@ class _Cluster:
             if turn >= 0:
                 self.program[turn] = self.program[row]
 
+        self.semantic = SemanticCache(engine.semantic, uniform or (lambda row, draw: 0)) if engine.semantic else None
         self.rounds = Rounds(workload, self.program) if workload.rounds is not None else None
         if self.rounds is not None:
             self.rounds.instances = self.instances
@@ -107,7 +110,8 @@ class _Cluster:
             return None
         if self.rounds is not None:
             return self.rounds.arrival_us(self.next_program)
-        return self.workload.arrival_us[self.next_program]
+        search_us = self.semantic.config.search_us if self.semantic else 0
+        return self.workload.arrival_us[self.next_program] + search_us
 
     def next_event(self) -> Event | None:
         """The next event, or None when only ticks would be left."""
@@ -142,6 +146,8 @@ class _Cluster:
             self._arrive(index, now_us)
         else:
             for request in self.instances[index].event(now_us):
+                if self.semantic:
+                    self.semantic.keep(request.klass, request.row, now_us)
                 turn = self.workload.next_turn[request.row]
                 if self.workload.waits is not None:
                     self._fire(request.row, "finish", now_us)
@@ -151,6 +157,10 @@ class _Cluster:
     def _arrive(self, row: int, now_us: int) -> None:
         workload, record = self.workload, self.records[row]
         record.arrival_us = now_us
+        if self.semantic:
+            if self._answered(row, now_us):
+                return
+            record.arrival_us = workload.arrival_us[row]
         record.fate = "unfinished"
         prompt = workload.prompt_tokens[row]
         content = workload.prompt_content[row] if workload.prompt_content else [(("u", row), k) for k in range(prompt)]
@@ -163,7 +173,7 @@ class _Cluster:
             predicted_tokens=workload.predicted_tokens[row],
             klass=workload.klass[row],
             priority=workload.priority[row],
-            arrival_us=now_us,
+            arrival_us=record.arrival_us,
             sequence=self.num_joined,
             record=record,
             content=list(content),
@@ -176,6 +186,17 @@ class _Cluster:
         self.num_joined += record.fate == "unfinished"
         if workload.waits is not None and record.fate == "unfinished":
             self._fire(row, "arrival", now_us)
+
+    def _answered(self, row: int, now_us: int) -> bool:
+        """Whether the cache in front has an answer, `search_us` after the arrival."""
+        assert self.semantic is not None
+        load = sum(len(i.waiting) + len(i.running) for i in self.instances)
+        if not self.semantic.answers(self.workload.klass[row], row, now_us, load):
+            return False
+        record, config = self.records[row], self.semantic.config
+        record.fate, record.arrival_us = "answered", self.workload.arrival_us[row]
+        record.first_token_us = record.finish_us = now_us + config.answer_us
+        return True
 
     def _fire(self, row: int, what: str, now_us: int) -> None:
         """Programs that are graphs (docs/semantics.md, 2): the edges that wait for this; turns that are ready now."""

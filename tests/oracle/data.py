@@ -23,8 +23,9 @@ Router = Literal[
     "sglang", "preble_e2", "conductor", "dynamo_kv", "llmd_score",
 ]  # fmt: skip
 Fate = Literal[
-    "finished", "unfinished", "rejected_size", "rejected_queue", "rejected_late", "timed_out", "never_arrived"
-]
+    "finished", "unfinished", "rejected_size", "rejected_queue", "rejected_late", "timed_out", "never_arrived",
+    "answered",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class EngineConfig:
     clair_price: float = 0.01
     gate_fraction: float = 0.0  # of the pool; 0 = no gate
     gate_final: bool = False  # contexts count as large as they will grow
-    admission: Literal["", "past_future", "conservative"] = ""
+    admission: Literal["", "past_future", "conservative", "headroom"] = ""
     max_output: int = 4096  # longest output that both reckon with
     reserved: float = 0.05  # past_future
     overcommit: float = 1.0  # conservative
+    headroom_tokens: int = 0  # headroom: kept free beside a request that is more important
     history: int = 200  # past_future: output lengths remembered
     weights: tuple[float, ...] = (1.0, 1.0)  # of the tenants, by class
     drr_quantum: int = 1024  # weighted tokens
@@ -76,8 +78,14 @@ class EngineConfig:
     output_us: int = 20_000
     lookahead_tenths: int = 20  # of atc
     rejects_late: bool = False
+    compress: Literal["", "fixed", "pressure"] = ""  # KV compression; shares in 1,024ths
+    keep_ratio: int = 1024
+    pressure: tuple[int, int] = (717, 973)  # of the pool: nothing goes below, the ratio holds above
+    min_kept: int = 64
+    evict_window: int = 0
     tiers: TierConfig | None = None  # host memory and a remote pool for contexts
     speculation: Any = None  # `speculation.Speculation`: tokens are drafted
+    semantic: Any = None  # `semantic.SemanticConfig`: a cache of answers in front of the cluster
 
     def __post_init__(self) -> None:
         if (self.retention or self.gate_fraction) and not self.prefix_caching:
@@ -225,6 +233,8 @@ class Request:
     is_running: bool = False
     service: Any = None  # of plas and atlas: `attained.Service`
     accounts: Any = None  # of the instance: `fairness.Accounts`
+    dropped: int = 0  # KV compression: tokens of `computed` that are gone, and the ratio since the last prefill
+    kept_ratio: int = 0
     block_hashes: list[int] = field(default_factory=list)  # of the full blocks known so far (prefix caching)
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.oracle import admission, attained, due, fairness, other_engines, vllm_v1
 from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
+from tests.oracle.compression import evict
 from tests.oracle.data import EngineConfig, Record, Request, StepFeatures, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
 from tests.oracle.rounds import Rounds, fresh_pool
@@ -196,6 +197,7 @@ class Instance:
         self.plans.pop(request.row, None)
         self.running.append(request)
         request.is_running = True
+        request.dropped = request.kept_ratio = 0
         self.pool.admit(request, hit, block_tokens)
         request.computed = found_tokens = hit.tokens + loaded_tokens
         if request.service is not None:
@@ -318,6 +320,7 @@ class Instance:
     def _process_outputs(self, step: Step) -> list[Request]:
         """One output token for each sampled request, in batch order; the finished ones leave."""
         finished = []
+        evict(self, step)
         for request in step.sampled:
             request.in_flight -= 1
             if request.is_over:
@@ -484,7 +487,7 @@ class Instance:
             drafts = MOST if config.speculation else 0
             assert request.is_running and 0 < request.computed <= request.num_tokens + drafts
             if config.kind == "vllm":  # blocks are taken as tokens are scheduled, none ahead but for drafts
-                blocks = ceil_div(request.computed, config.block_size)
+                blocks = ceil_div(request.computed - request.dropped, config.block_size)
                 assert blocks <= self.pool.held(request) <= (blocks if not drafts else math.inf)
         for request in self.waiting:
             assert not request.is_running and request.computed == 0 and self.pool.held(request) == 0
@@ -497,7 +500,8 @@ def _features(call: Call) -> StepFeatures:
         ctx += request.computed
         if before > 0 and (n == 1 or request.computed > request.num_tokens):  # (the latter verifies drafts)
             num_decode += 1
-            decode_ctx += request.computed
+            decode_ctx += request.computed - request.dropped
+            ctx -= request.dropped
         else:
             num_prefill += 1
             prefill_tokens += n

@@ -45,7 +45,8 @@ def _schedule_running(engine: Instance, call: Call, chunk_limit: int) -> None:
         n = min(request.wanted + engine.drafts(call, request), chunk_limit, call.budget)
         if n == 0:
             continue
-        while pool.needed(request, request.computed + n + engine.lookahead) > pool.free:
+        kept = request.computed - request.dropped  # (computed, but for KV compression)
+        while pool.needed(request, kept + n + engine.lookahead) > pool.free:
             if engine.wait_for_copies():
                 continue
             victim = memory_victim(engine.config, engine.running)
@@ -53,7 +54,7 @@ def _schedule_running(engine: Instance, call: Call, chunk_limit: int) -> None:
             if victim is request:
                 break
         if request.is_running:
-            pool.grow(request, request.computed + n + engine.lookahead)
+            pool.grow(request, kept + n + engine.lookahead)
             engine.run(call, request, n)
 
 

@@ -31,6 +31,8 @@ from tests.oracle.fairness import ORDERS
 from tests.oracle.tiers import TierConfig
 from tests.sim.graphs import random_forks, random_graphs, random_lines
 from tests.sim.harness import to_requests
+from tests.sim.semantic_lanes import ENTRIES, random_semantic
+from tests.sim.semantic_lanes import to_machine as semantic_params
 from tests.sim.spec_lanes import random_speculation, to_machine
 from tests.sim.tier_lanes import random_tiers, tier_params
 
@@ -41,6 +43,9 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "vllm-async": ("vllm", "fcfs", True),
     "vllm-priority": ("vllm", "priority", False),
     "vllm-v0": ("vllm-v0", "fcfs", False),
+    "priority-headroom": ("vllm", "priority", False),
+    "past_future": ("vllm", "fcfs", False),
+    "conservative": ("vllm", "fcfs", False),
     "sarathi": ("sarathi", "fcfs", False),
     "orca": ("orca", "fcfs", False),
     "static": ("static", "fcfs", False),
@@ -60,8 +65,8 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "drr": ("vllm", "drr", False),
     **{name: ("vllm", name, False) for name in ("edd", "edf", "mdd", "slack", "atc")},
 }
-#: The reference's `admission` with "vllm", by name of the scheduler.
-ADMISSIONS = ("past_future", "conservative")
+#: The reference's `admission` by name of the scheduler; its engine is vLLM's.
+ADMISSIONS = {"past_future": "past_future", "conservative": "conservative", "priority-headroom": "headroom"}
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
     "mlfq_quantum": 64, "mlfq_levels": 5, "ewsjf_step": 100, "ewsjf_num_queues": 5, "ewsjf_w": 0.5,
@@ -124,12 +129,13 @@ class Variant:
     thresholds: bool = False  # long-prefill thresholds, and budgets below the number of sequences (V1)
     cache: str = "none"  # representation of the prefix cache
     prefixes: bool = False  # with retention too, many programs begin with a group's prefix
+    semantic: bool = False  # a cache of answers in front
     tiers: str = ""  # "host", or "remote" (host memory and, in some lanes, a remote pool); needs "+offload"
     size: Size = MEDIUM
 
     @property
     def name(self) -> str:
-        switches = ("turns", "graphs", "timeouts", "delay", "thresholds", "gaps")
+        switches = ("turns", "graphs", "timeouts", "delay", "thresholds", "gaps", "semantic")
         marks = [mark for mark in switches if getattr(self, mark)]
         marks += [f"cache_{self.cache}"] if self.cache != "none" else []
         marks += ["prefixes"] if self.prefixes else []
@@ -204,6 +210,8 @@ class Variant:
             max_blocks=self.max_blocks if self.cache != "none" else 0,
             max_run_steps=max_run_steps,
             record=True,
+            semantic=self.semantic,
+            semantic_entries=ENTRIES if self.semantic else 0,
             host_tier=bool(self.tiers),
             remote_tier=self.tiers == "remote",
         )
@@ -235,7 +243,7 @@ def random_lane(variant: Variant, seed: int) -> Lane:
 
 
 def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> EngineConfig:
-    kind, order, asynchronous = ENGINES["vllm" if variant.base in ADMISSIONS else variant.base]
+    kind, order, asynchronous = ENGINES[variant.base]
     size = variant.size
     parts = variant.parts
     by_service: dict[str, Any] = {}
@@ -259,11 +267,12 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
     admission: dict[str, Any] = {}
     if variant.base in ADMISSIONS:
         admission = {
-            "admission": variant.base,
+            "admission": ADMISSIONS[variant.base],
             "history": HISTORY,
             "max_output": draw.choice([size.max_output, size.max_output // 2]),
             "reserved": draw.choice([0.0, 0.05, 0.25]),
             "overcommit": draw.choice([0.75, 1.0, 1.5]),
+            "headroom_tokens": draw.choice([0, 16, 100]),
         }
     no_rules = ("gate", "peak", "offload", "prefetch", "early_reject")
     rule = next((part for part in parts if part not in no_rules), "")
@@ -294,6 +303,8 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
         drafts = {"speculation": speculation}
         if not variant.thresholds:  # decodes and their drafts fit into the budget
             budget = max(budget, size.max_num_seqs * (1 + speculation.most))
+    if variant.semantic:
+        drafts |= {"semantic": random_semantic(draw, LATTICE_US if on_lattice else 0)}
     return EngineConfig(
         usable_blocks=draw.choice(size.usable_tokens) // variant.block_size,
         kind=kind,
@@ -492,6 +503,8 @@ def lane_inputs(variant: Variant, lanes: list[Lane]) -> tuple[SimParams, Request
     if variant.speculates:
         model, rule = to_machine([engine.speculation for engine in engines])
         params = params.replace(speculation=model, scheduler=params.scheduler.replace(draft=rule))
+    if variant.semantic:
+        params = params.replace(semantic=semantic_params([engine.semantic for engine in engines]))
     blocks = (variant.block_size, variant.max_blocks) if variant.cache != "none" else None
     tables = [to_requests(lane.workload, variant.size.num_rows, blocks) for lane in lanes]
     return params, jax.tree.map(lambda *leaves: np.stack(leaves), *tables)
@@ -517,8 +530,11 @@ def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, 
 
 def _admit_params(engine: EngineConfig) -> list[float]:
     """As the admission heads take them."""
-    last = {"past_future": [engine.reserved], "conservative": [engine.overcommit]}
-    return [engine.max_output, *last[engine.admission]] if engine.admission else []
+    rules = {
+        "past_future": [engine.max_output, engine.reserved], "conservative": [engine.max_output, engine.overcommit],
+        "headroom": [engine.headroom_tokens],
+    }  # fmt: skip
+    return rules.get(engine.admission, [])
 
 
 def _retain_params(variant: Variant, engine: EngineConfig) -> list[float]:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxsched import policies
+from jaxsched.policies.headroom import leaves_headroom
+from jaxsched.sim.admit import AdmitView
 from jaxsched.sim.state import State
 from tests.oracle.data import Record
 from tests.sim.clusters import GAPS_US, MEDIUM, RETENTION, SLOS_US, Lane, Variant, lane_inputs, random_lane
@@ -21,11 +24,12 @@ from tests.sim.harness import run_lanes
 LANES = 60  # of each variant; five times as many with --full
 PAST_FUTURE = Variant("past_future", "least_outstanding", turns=True, gaps=True)
 CONSERVATIVE = Variant("conservative", "least_outstanding", turns=True)
+HEADROOM = Variant("priority-headroom", "least_outstanding", turns=True)
 WITH_PINS = Variant("past_future+static_ttl", "program_sticky", turns=True, cache="runs", size=RETENTION)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [PAST_FUTURE, CONSERVATIVE, WITH_PINS], ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [PAST_FUTURE, CONSERVATIVE, HEADROOM, WITH_PINS], ids=lambda v: v.name)
 def test_every_record_equals_the_reference(variant: Variant, full_size: bool) -> None:
     lanes = [random_lane(variant, seed) for seed in range(5 * LANES if full_size else LANES)]
     state = run_lanes(variant.static(), *lane_inputs(variant, lanes))
@@ -38,6 +42,8 @@ def test_every_record_equals_the_reference(variant: Variant, full_size: bool) ->
         at_least |= {"pinned_block_taken": 5}
     if variant is PAST_FUTURE:
         at_least |= {"preemptions": 3}  # those that outgrew what was predicted
+    if variant is HEADROOM:
+        at_least["kept_out_by_admission"] = 50  # where priorities differ, and memory is short but for the headroom
     assert {name: seen[name] for name, least in at_least.items() if seen[name] < least} == {}
 
 
@@ -82,6 +88,22 @@ def test_where_memory_is_plenty_all_three_are_fcfs() -> None:
         assert _records(lane, **plenty) == _records(lane, admission="conservative", **plenty) == fcfs
         differ += _records(lane) != _records(lane, admission="")
     assert differ >= 10
+
+
+def test_headroom_is_kept_for_those_who_are_more_important_and_for_nobody_else() -> None:
+    """By hand: a pool of 100 tokens; 40 are held by an important request; the candidate has 30."""
+    view = AdmitView(
+        mask=jnp.asarray([True, False, True]), candidate_mask=jnp.asarray([False, False, True]),
+        known_tokens=jnp.asarray([40, 99, 30]), generated_tokens=jnp.zeros(3, jnp.int32),
+        priority=jnp.asarray([0, -5, 2]), words=jnp.zeros((0, 3), jnp.int32), lengths=None,
+        pool_tokens=jnp.int32(100), held_tokens=jnp.int32(0), block_size=16,
+    )  # fmt: skip
+    lets_in = lambda headroom, **changes: bool(leaves_headroom(jnp.float32([headroom]), view.replace(**changes)))
+    assert lets_in(30.0) and not lets_in(31.0)
+    assert lets_in(31.0, priority=jnp.asarray([2, -5, 2]))  # equals leave nobody room
+    assert lets_in(31.0, priority=jnp.asarray([3, -5, 2]))  # nor do the less important
+    assert not lets_in(30.0, held_tokens=jnp.int32(1))
+    assert lets_in(0.0, pool_tokens=jnp.int32(50))  # without headroom it is the engine's own test that counts
 
 
 def test_aggressive_is_the_engine_with_a_watermark() -> None:

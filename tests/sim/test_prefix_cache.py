@@ -118,12 +118,12 @@ def test_a_table_of_runs_that_is_too_small_grows_until_the_result_is_that_of_a_l
         monkeypatch.setattr(caching, "FIRST_RUNS", first)
         monkeypatch.setattr(caching, "FEWEST_RUNS", first)
         sizes = []
-        once = simulation._run_once
+        once = simulation.run_once
         monkeypatch.setattr(
-            simulation, "_run_once", lambda static, *a, once=once, sizes=sizes: sizes.append(static) or once(static, *a)
+            simulation, "run_once", lambda static, *a, once=once, sizes=sizes: sizes.append(static) or once(static, *a)
         )
         results.append(js.rollout(scenario, js.policies.get("vllm"), seeds=2, record=True))
-        monkeypatch.setattr(simulation, "_run_once", once)
+        monkeypatch.setattr(simulation, "run_once", once)
         assert (len(sizes) > 2) == (first == 2) and sizes[-1].prefix_cache == "runs"
     small, large = results
     for name, value in small.metrics.items():

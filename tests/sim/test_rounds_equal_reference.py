@@ -15,7 +15,7 @@ from jaxsched.cli import main
 from jaxsched.errors import UserError
 from jaxsched.policies.april import in_flight
 from jaxsched.sim.rounds import RoundParams
-from tests.oracle.data import RouterConfig, Workload
+from tests.oracle.data import Workload
 from tests.shared_data import ROOT
 from tests.sim.clusters import LATTICE_US, Lane, Size, Variant, lane_inputs, random_lane
 from tests.sim.differential import assert_equal_records
@@ -58,7 +58,7 @@ def _lane(variant: Variant, seed: int) -> Lane:
     lane, draw = random_lane(variant, seed), random.Random(seed)
     engine = dataclasses.replace(lane.engine, chunked_prefill=True, max_queue=0)
     unit_us = LATTICE_US if lane.timing == 0 else 911
-    return Lane(_rollouts(draw, unit_us), engine, RouterConfig(variant.router, 0, seed), lane.timing)
+    return Lane(_rollouts(draw, unit_us), engine, dataclasses.replace(lane.router, delay_us=0, seed=seed), lane.timing)
 
 
 def _inputs(variant: Variant, lanes: list[Lane]) -> tuple[Any, Any]:

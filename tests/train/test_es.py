@@ -40,6 +40,20 @@ def test_sphere_of_20_dimensions_below_a_millionth() -> None:
     assert float(np.sum(np.asarray(found.mean) ** 2)) < 1e-6
 
 
+def test_what_is_kept_is_an_average_that_leans_to_the_last_means() -> None:
+    """Decay 0.8: each generation's mean weighs a fifth, older ones less; decay 0 keeps the mean itself."""
+    for decay in (0.8, 0.0):
+        config = EsConfig(population=4, generations=5, average=decay)
+        state, average = init(config, jnp.ones(3), jax.random.key(0)), np.ones(3)
+        for _ in range(5):
+            members, noise = ask(config, state)
+            state = tell(config, state, noise, jnp.sum(members**2, axis=1))
+            average = decay * average + (1 - decay) * np.asarray(state.mean)
+            np.testing.assert_allclose(state.average, average, rtol=1e-5)
+    with pytest.raises(UserError, match=r"average 1\.0; expected a number in"):
+        EsConfig(average=1.0)
+
+
 def test_costs_that_are_no_numbers_stop_the_search() -> None:
     with pytest.raises(UserError, match="2 of 4 costs are not numbers"):
         config, costs = EsConfig(population=4), np.array([1.0, np.nan, np.inf, 2.0])

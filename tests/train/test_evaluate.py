@@ -74,6 +74,12 @@ def test_an_evaluation_from_a_file_to_tables(folder, capsys) -> None:
     assert main(arguments) == 0
     assert "mean JCT" not in capsys.readouterr().out.split("#")[0]  # nothing was simulated again
     assert (folder / "out" / "evaluation.md").read_text() == text
+    for part in (folder / "out" / "parts").glob("srpt_program*"):  # what was not run is left out, and said
+        part.unlink()
+    assert main([*arguments, "--only-done"]) == 0
+    said = capsys.readouterr().out
+    assert "default: srpt_program+clair+peak was not run" in said and "mean JCT" not in said.split("#")[0]
+    assert "| gittins+gate |" in said and "mine, a" in said
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import jaxsched as js
 from jaxsched.caching import with_cache, with_graphs
 from jaxsched.cli import main
 from jaxsched.errors import UserError
+from jaxsched.lanes import static_of, trace_lanes
 from jaxsched.sim.clock import join_us
-from jaxsched.simulation import static_of, trace_lanes
 from jaxsched.workloads import Workload, read, stack
 from jaxsched.workloads.graph import MAX_WIDTH, Edges
 from tests.shared_data import ROOT

@@ -100,6 +100,7 @@ def test_jobs_go_in_groups_by_their_ratio_and_never_before_others_that_came_earl
 
 def test_one_group_and_jobs_one_by_one_stay_as_they_are() -> None:
     jobs = get_preset("batch_jobs").generate(jax.random.key(0), 30)
+    assert jobs.group is not None and jobs.group_tokens is not None
     one = jobs.replace(group=jobs.group * 0, group_tokens=jobs.group_tokens * 0 + 100)
     apart = jobs.replace(arrival_us=np.arange(30, dtype=np.int32))
     for table in (one, apart):

@@ -311,6 +311,16 @@ def test_turns_and_contexts_scale():
     np.testing.assert_allclose(half.prompt_tokens[half.turn == 0], one.prompt_tokens[one.turn == 0] / 2, atol=1)
 
 
+def test_growth_and_pauses_scale():
+    one = sample("swe_agents", 500)
+    less = sample("swe_agents", 500, growth_scale=0.25, pause_scale=2.0)
+    first, second = one.turn == 0, np.flatnonzero(one.turn == 1)
+    np.testing.assert_array_equal(less.prompt_tokens[first], one.prompt_tokens[first])
+    added = lambda w: w.prompt_tokens[second] - (w.prompt_tokens + w.output_tokens)[second - 1]
+    np.testing.assert_allclose(added(less), added(one) / 4, atol=1)
+    np.testing.assert_allclose(pauses_s(less), 2 * pauses_s(one), rtol=1e-5, atol=2e-6)
+
+
 def test_more_turns_of_both_kinds_need_a_wider_table():
     one = sample("mixed_agents", 400, max_turns=200)
     twice = sample("mixed_agents", 400, max_turns=200, turns_factor=2.0)
