@@ -247,11 +247,14 @@ def run_part(
 
 
 def part_key(scenario: Scenario, policy: Policy) -> str:
-    """Names what is simulated: the scenario, and the policy with its numbers."""
-    setting = scenario.config.to_dict()
+    """Names what is simulated: the scenario, and the policy with its numbers.
+
+    What a configuration leaves at its default does not count, so an option that a later version adds changes no name.
+    """
+    setting = scenario.config.model_dump(mode="json", exclude_defaults=True)
     for field in ("name", "description", "compare", "policy"):
         setting.pop(field, None)
-    if setting["workload"].get("path"):
+    if setting.get("workload", {}).get("path"):
         setting["workload"]["path"] = Path(setting["workload"]["path"]).name
     scheduler = policy.scheduler
     rule = "learned" if scheduler.weights is not None else scheduler.spec.name
