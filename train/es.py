@@ -2,11 +2,12 @@
 
 No environment loop and no gradients: a population of weight vectors is the lane axis of the compiled machine, every
 member on the same workloads (common random numbers), and what is minimised is the mean log of the mean job completion
-time of drained episodes (no censoring). Salimans et al., "Evolution strategies as a scalable alternative to RL", 2017:
-the gradient of the smoothed objective is ``1 / (n sigma) sum u_i eps_i`` over antithetic pairs ``+-eps``, u the centred
-ranks of the members. Steps go along its running mean and have a fixed length, or are Adam's. A new set of workloads is drawn in every generation, with load, pool and
-tails from the configured ranges. What is kept is an average of the means (Polyak and Juditsky, 1992, with exponential
-weights), of the last generation that validation workloads (other seeds) cannot tell from the best.
+time of drained episodes (no censoring). Salimans et al., "Evolution strategies as a scalable alternative to RL",
+2017: the gradient of the smoothed objective is ``1 / (n sigma) sum u_i eps_i`` over antithetic pairs ``+-eps``, u the
+centred ranks of the members. Steps go along its running mean and have a fixed length, or are Adam's. A new set of
+workloads is drawn in every generation, with load, pool and tails from the configured ranges. What is kept is an
+average of the means (Polyak and Juditsky, 1992, with exponential weights), of the last generation that validation
+workloads (other seeds) cannot tell from the best.
 
     python -m train configs/train/quickstart.yaml
 """
