@@ -132,7 +132,7 @@ def compare(
         metric: the metric that decides.
         say: progress callback.
     """
-    seeds = list(range(scenario.seed, scenario.seed + seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds = scenario.lane_seeds(seeds)
     for policy in policies.values():
         scenario.check(policy)
     capacity = None

@@ -124,6 +124,17 @@ class Scenario:
         """Per class, 0 = none."""
         return [0 if v == NO_LIMIT_US else v for v in self.limits("timeout_us")]
 
+    def lane_seeds(self, seeds: int | Sequence[int]) -> list[int]:
+        """Seeds of lanes: so many from the scenario's own on, or those given."""
+        return list(range(self.seed, self.seed + seeds)) if isinstance(seeds, int) else list(seeds)
+
+    def step_tokens(self, policy: Policy) -> int:
+        """Tokens that a step of the policy's engine may have; engines that run whole prompts: what the pool holds."""
+        if policy.scheduler.spec.family in ("orca", "static", "v0"):
+            return self.usable_blocks * self.block_size
+        settings = policy.settings()
+        return int(max(settings["token_budget"], settings["max_num_seqs"]))
+
     def check(self, policy: Policy) -> None:
         """Refuse what can never run: a step too long for the clock, or a trace whose every prompt exceeds the pool."""
         settings = policy.settings()
@@ -148,9 +159,8 @@ class Scenario:
                     expected="a section `speculation`",
                     hint="Add e.g. speculation: {acceptance: 0.7, draft_pass_us: 2000}.",
                 )
-        whole = policy.scheduler.spec.family in ("orca", "static", "v0")
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
-        budget = tokens if whole else int(max(settings["token_budget"], seqs))
+        budget = self.step_tokens(policy)
         # A run must fit into the clock's margin: any one step and others behind it (close.py), or decode steps alone.
         for step_tokens, steps in ((budget, 2), (seqs, max(self.max_run_steps, 2))):
             check_range(

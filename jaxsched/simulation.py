@@ -270,7 +270,7 @@ def rollouts(
         raise UserError(
             "no policy given", where=f"scenario {scenario.name}", expected="a policy, e.g. policies.get('vllm')"
         )
-    seeds = list(range(scenario.seed, scenario.seed + seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds = scenario.lane_seeds(seeds)
     if not seeds:
         raise UserError("no seeds", expected="at least one lane")
     for rate in rates_per_s:

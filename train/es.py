@@ -2,11 +2,12 @@
 
 No environment loop and no gradients: a population of weight vectors is the lane axis of the compiled machine, every
 member on the same workloads (common random numbers), and what is minimised is the mean log of the mean job completion
-time of drained episodes (no censoring). Salimans et al., "Evolution strategies as a scalable alternative to RL", 2017:
-the gradient of the smoothed objective is ``1 / (n sigma) sum u_i eps_i`` over antithetic pairs ``+-eps``, u the centred
-ranks of the members; Adam takes the step. A new set of workloads is drawn in every generation, with load, pool and
-tails from the configured ranges. What is kept is an average of the means (Polyak and Juditsky, 1992, with exponential
-weights), of the last generation that validation workloads (other seeds) cannot tell from the best.
+time of drained episodes (no censoring). Salimans et al., "Evolution strategies as a scalable alternative to RL",
+2017: the gradient of the smoothed objective is ``1 / (n sigma) sum u_i eps_i`` over antithetic pairs ``+-eps``, u the
+centred ranks of the members. Steps go along its running mean and have a fixed length, or are Adam's. A new set of
+workloads is drawn in every generation, with load, pool and tails from the configured ranges. What is kept is an
+average of the means (Polyak and Juditsky, 1992, with exponential weights), of the last generation that validation
+workloads (other seeds) cannot tell from the best.
 
     python -m train configs/train/quickstart.yaml
 """
@@ -36,9 +37,11 @@ class EsConfig:
     population: int = 16  # members of a generation, even: antithetic pairs
     generations: int = 40
     sigma: float = 0.2  # standard deviation of the noise, in the units of the features' weights
-    learning_rate: float = 0.1  # of Adam
+    learning_rate: float = 0.1  # length of a step, over all weights together (Adam: of each weight, about)
     final_rate: float = 0.1  # share of it that is left at the end; falls exponentially
     seeds: int = 2  # workloads of a generation, the same for all members
+    steps: str = "fixed"  # "fixed": of that length, along the averaged gradient; "adam"
+    momentum: float = 0.6  # of fixed steps: share of the averaged gradient that a generation leaves
     average: float = 0.8  # how much of the running average of means a generation leaves; 0: the average is the mean
 
     def __post_init__(self) -> None:
@@ -47,8 +50,11 @@ class EsConfig:
         for name in ("generations", "sigma", "learning_rate", "final_rate", "seeds"):
             if not getattr(self, name) > 0:
                 raise UserError(f"algo.{name} {getattr(self, name)}", expected="a number above 0")
-        if not 0 <= self.average < 1:
-            raise UserError(f"algo.average {self.average}", expected="a number in [0, 1)")
+        for name in ("average", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"algo.{name} {getattr(self, name)}", expected="a number in [0, 1)")
+        if self.steps not in ("fixed", "adam"):
+            raise UserError(f"algo.steps {self.steps!r}", expected="fixed or adam")
 
 
 class EsState(struct.PyTreeNode):
@@ -62,8 +68,26 @@ class EsState(struct.PyTreeNode):
 
 
 def optimiser(config: EsConfig) -> optax.GradientTransformation:
-    """Adam with an exponentially falling step."""
-    return optax.adam(optax.exponential_decay(config.learning_rate, config.generations, config.final_rate))
+    """Steps that get shorter exponentially.
+
+    Of fixed length by default: Adam divides every weight's gradient by its own spread, so weights that the costs say
+    nothing about walk as far as those that matter (docs/results/agents.md).
+    """
+    rate = optax.exponential_decay(config.learning_rate, config.generations, config.final_rate)
+    if config.steps == "adam":
+        return optax.adam(rate)
+    return optax.chain(optax.trace(config.momentum), unit_length(), optax.scale_by_learning_rate(rate))
+
+
+def unit_length() -> optax.GradientTransformation:
+    """The direction of the update; an update of 0 stays 0."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        length = jnp.sqrt(sum(jnp.sum(jnp.square(part)) for part in jax.tree.leaves(updates)))
+        return jax.tree.map(lambda part: part / jnp.where(length > 0, length, 1.0), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def init(config: EsConfig, mean: Float[Array, " w"], key: Array) -> EsState:

@@ -25,6 +25,8 @@ class EsSection(Section):
     learning_rate: PositiveFloat = 0.1
     final_rate: Annotated[float, Field(gt=0, le=1)] = 0.1  # share of the learning rate that is left at the end
     seeds: PositiveInt = 2  # workloads of a generation
+    steps: Literal["fixed", "adam"] = "fixed"  # of fixed length along the averaged gradient, or Adam's
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.6  # of fixed steps
     average: Annotated[float, Field(ge=0, lt=1)] = 0.8  # of the running average that a generation leaves; 0 = none
     hidden: NonNegativeInt = 0  # tanh units of the order head
     network: Literal["index", "fair_index"] = "index"  # of programs, or of tenants (minimises their service gap)
@@ -102,6 +104,8 @@ class EsTrainConfig(ScenarioConfig):
                 learning_rate=algo.learning_rate,
                 final_rate=algo.final_rate,
                 seeds=algo.seeds,
+                steps=algo.steps,
+                momentum=algo.momentum,
                 average=algo.average,
             ),
             hidden=algo.hidden,

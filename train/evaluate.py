@@ -74,7 +74,7 @@ def _compare(arguments: list[str]) -> int:
     if not learned or len(sizes) != 1 or learned[0].scheduler.weights is None:
         raise UserError(f"{len(runs)} runs with {len(sizes)} networks", where="option --runs",
                         expected="runs of one training with different seeds")  # fmt: skip
-    seeds = list(range(scenario.seed, scenario.seed + config.compare.seeds))
+    seeds = scenario.lane_seeds(config.compare.seeds)
     if config.compare.capacity == "auto":
         raise UserError("compare.capacity is auto", where=options.config, expected="a number: what load 1 means")
     metric = "service_gap_tokens" if scenario.tenants else "jct_mean_s"

@@ -187,7 +187,7 @@ def _run_regime(
     from jaxsched.evaluation import Evaluation
     from jaxsched.report.evaluation import Regime
 
-    seeds = list(range(scenario.seed, scenario.seed + regime.seeds))
+    seeds = scenario.lane_seeds(regime.seeds)
     metrics, warnings = {}, []
     for name, members in policies.items():
         rows = [run_part(regime, scenario, name, member, seeds, parts) for member in members]
@@ -206,7 +206,7 @@ def _done(
     regime: RegimeSection, scenario: Scenario, policies: dict[str, list[Policy]], parts: Path
 ) -> tuple[dict[str, list[Policy]], list[str]]:
     """Policies all of whose seeds have been simulated, and the names of the others."""
-    seeds = {str(seed) for seed in range(scenario.seed, scenario.seed + regime.seeds)}
+    seeds = {str(seed) for seed in scenario.lane_seeds(regime.seeds)}
 
     def complete(name: str, policy: Policy) -> bool:
         path = _path(parts, name, scenario, policy)
@@ -247,11 +247,14 @@ def run_part(
 
 
 def part_key(scenario: Scenario, policy: Policy) -> str:
-    """Names what is simulated: the scenario, and the policy with its numbers."""
-    setting = scenario.config.to_dict()
+    """Names what is simulated: the scenario, and the policy with its numbers.
+
+    What a configuration leaves at its default does not count, so an option that a later version adds changes no name.
+    """
+    setting = scenario.config.model_dump(mode="json", exclude_defaults=True)
     for field in ("name", "description", "compare", "policy"):
         setting.pop(field, None)
-    if setting["workload"].get("path"):
+    if setting.get("workload", {}).get("path"):
         setting["workload"]["path"] = Path(setting["workload"]["path"]).name
     scheduler = policy.scheduler
     rule = "learned" if scheduler.weights is not None else scheduler.spec.name

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxsched.bounds.relaxation import measured, seeds_of, step_limits, workload_of
+from jaxsched.bounds.relaxation import measured, step_limits, workload_of
 from jaxsched.bounds.work import ROUNDING_US, cacheable_tokens, step_us, turn_work
 from jaxsched.errors import UserError
 from jaxsched.sim.build import NO_LIMIT_US
@@ -127,7 +127,7 @@ def goodput_bounds(
     Arguments as of `jaxsched.bounds.latency_bounds`.
     """
     found, limits = [], step_limits(scenario, policy)
-    for seed in seeds_of(scenario, seeds):
+    for seed in scenario.lane_seeds(seeds):
         workload = workload_of(scenario, seed, rate_per_s)
         bound = goodput_bound(
             workload, scenario.timing, cohort=measured(scenario, len(workload)), instances=scenario.num_instances,

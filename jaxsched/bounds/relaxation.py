@@ -72,7 +72,7 @@ def latency_bounds(
         cohort). Later turns arrive when the schedule lets them, so their E2E times have no such bound.
     """
     found: dict[str, list[float]] = {}
-    for seed in seeds_of(scenario, seeds):
+    for seed in scenario.lane_seeds(seeds):
         workload = workload_of(scenario, seed, rate_per_s)
         work = turn_work(workload, scenario.timing, *step_limits(scenario, policy),
                          prefix_cache=scenario.prefix_cache != "off")  # fmt: skip
@@ -102,11 +102,6 @@ def _mean_jct_us(workload: Workload, work: TurnWork, scenario: Scenario) -> floa
 
 
 # -- What a run of a scenario consists of -----------------------------------------------------------------------------
-
-
-def seeds_of(scenario: Scenario, seeds: int | Sequence[int]) -> list[int]:
-    """As `jaxsched.rollout` counts them."""
-    return list(range(scenario.seed, scenario.seed + seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
 
 
 def workload_of(scenario: Scenario, seed: int, rate_per_s: float | None = None) -> Workload:
@@ -144,8 +139,5 @@ def step_limits(scenario: Scenario, policy: Policy | None = None) -> tuple[int, 
     pool = scenario.usable_blocks * scenario.block_size
     if policy is None:
         return pool, scenario.usable_blocks
-    settings = policy.settings()
-    running = min(int(settings["max_num_seqs"]), scenario.usable_blocks)
-    if policy.scheduler.spec.family in ("orca", "static", "v0"):
-        return pool, running
-    return min(pool, int(max(settings["token_budget"], running))), running
+    running = min(int(policy.settings()["max_num_seqs"]), scenario.usable_blocks)
+    return min(pool, scenario.step_tokens(policy)), running

@@ -147,9 +147,8 @@ class Slots:
     order: Int[Array, " s"]  # admission number; EMPTY, WAITING or DEAD below zero
     chunk: Int[Array, " s"]  # tokens in the step that executes; negative: this chunk yields no output token
     last: Int[Array, " s"]  # time of the last token modulo 2^31 us, -1 = none yet
-    aux: Int[
-        Array, " s"
-    ]  # asynchronous: number of the step of its last token; reserving engines: reserved blocks; compressing: evicted
+    #: Asynchronous: number of the step of its last token; reserving engines: reserved blocks; compressing: evicted.
+    aux: Int[Array, " s"]
 
 
 @dataclasses.dataclass

@@ -43,9 +43,6 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "vllm-async": ("vllm", "fcfs", True),
     "vllm-priority": ("vllm", "priority", False),
     "vllm-v0": ("vllm-v0", "fcfs", False),
-    "priority-headroom": ("vllm", "priority", False),
-    "past_future": ("vllm", "fcfs", False),
-    "conservative": ("vllm", "fcfs", False),
     "sarathi": ("sarathi", "fcfs", False),
     "orca": ("orca", "fcfs", False),
     "static": ("static", "fcfs", False),
@@ -65,8 +62,12 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "drr": ("vllm", "drr", False),
     **{name: ("vllm", name, False) for name in ("edd", "edf", "mdd", "slack", "atc")},
 }
-#: The reference's `admission` by name of the scheduler; its engine is vLLM's.
-ADMISSIONS = {"past_future": "past_future", "conservative": "conservative", "priority-headroom": "headroom"}
+#: The reference's `admission` and engine by name of the scheduler.
+ADMISSIONS = {
+    "past_future": ("past_future", "vllm"),
+    "conservative": ("conservative", "vllm"),
+    "priority-headroom": ("headroom", "vllm-priority"),
+}
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
     "mlfq_quantum": 64, "mlfq_levels": 5, "ewsjf_step": 100, "ewsjf_num_queues": 5, "ewsjf_w": 0.5,
@@ -243,7 +244,7 @@ def random_lane(variant: Variant, seed: int) -> Lane:
 
 
 def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> EngineConfig:
-    kind, order, asynchronous = ENGINES[variant.base]
+    kind, order, asynchronous = ENGINES[ADMISSIONS.get(variant.base, ("", variant.base))[1]]
     size = variant.size
     parts = variant.parts
     by_service: dict[str, Any] = {}
@@ -267,7 +268,7 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
     admission: dict[str, Any] = {}
     if variant.base in ADMISSIONS:
         admission = {
-            "admission": ADMISSIONS[variant.base],
+            "admission": ADMISSIONS[variant.base][0],
             "history": HISTORY,
             "max_output": draw.choice([size.max_output, size.max_output // 2]),
             "reserved": draw.choice([0.0, 0.05, 0.25]),
