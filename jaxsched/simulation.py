@@ -28,7 +28,7 @@ from jaxsched.sim.requests import Requests
 from jaxsched.sim.state import GONE, Count, Flag, Instance, State
 from jaxsched.sim.static import SimStatic
 from jaxsched.workloads import Preset
-from jaxsched.xla import compiler_options
+from jaxsched.xla import compiler_options, shard_map
 
 #: Micro-steps between two snapshots, and snapshots per call of the compiled program.
 SNAPSHOT_STRIDE = 64
@@ -68,9 +68,8 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
             lambda axis: PartitionSpec("lanes") if axis == 0 else PartitionSpec(), axes, is_leaf=lambda x: x is None
         )
         lanes = PartitionSpec("lanes")
-        sharded = functools.partial(jax.shard_map, mesh=mesh, out_specs=lanes, check_vma=False)
-        start = sharded(start, in_specs=(spec(params_in), spec(requests_in), lanes, lanes, lanes))
-        chunk = sharded(chunk, in_specs=(spec(params_in), spec(requests_in), lanes))
+        start = shard_map(start, mesh, (spec(params_in), spec(requests_in), lanes, lanes, lanes), lanes)
+        chunk = shard_map(chunk, mesh, (spec(params_in), spec(requests_in), lanes), lanes)
     return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options())
 
 

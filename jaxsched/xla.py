@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from typing import Any
 
 #: Environment variable: "quick" compiles every machine in a hurry (`quick_compiler_options`). Tests set it.
 COMPILE_VARIABLE = "JAXSCHED_COMPILE"
@@ -82,3 +83,17 @@ def _native_loop_options() -> dict[str, str | bool]:
     except jax.errors.JaxRuntimeError:  # no such option
         return {}
     return options if "xla_cpu_small_call" in (program.as_text() or "") else {}
+
+
+def shard_map(function: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`jax.shard_map` without checks of replication, with a partitioner that does not crash.
+
+    Shardy, the default one, ends the process of JAX 0.11 with a segmentation fault (0.11.2, in
+    ManualComputationUnusedInputsPattern, on programs with unused or empty inputs; 0.10 and 0.12 are well). There
+    the older GSPMD is chosen, for all of the process, unless the user has set ``JAX_USE_SHARDY_PARTITIONER``.
+    """
+    import jax
+
+    if jax.__version_info__[:2] == (0, 11) and "JAX_USE_SHARDY_PARTITIONER" not in os.environ:
+        jax.config.update("jax_use_shardy_partitioner", False)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

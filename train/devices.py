@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxsched.errors import UserError
+from jaxsched.xla import shard_map
 from train.algorithm import Algorithm
 
 #: Name of the device axis; algorithms average over it.
@@ -40,7 +41,7 @@ def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
         return everywhere.replace(lanes=jax.tree.map(lambda _: split, state.lanes))  # type: ignore[attr-defined]
 
     def mapped(function, arguments, in_specs, out_specs):
-        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arguments)
+        return shard_map(function, mesh, in_specs, out_specs)(*arguments)
 
     def init(key, hyper):
         # The structure of the state, found on an axis of the right size without computing anything.
