@@ -69,8 +69,11 @@ def test_ratio_one_is_the_engine_without_and_smaller_caches_hold_more_requests_a
     scenario = dataclasses.replace(scenario, workload=scenario.workload.as_job_list())
     run = lambda name, **params: js.rollout(scenario, policies.get(name, **params), 3, record=True)
     plain, whole = run("vllm"), run("vllm+h2o", ratio=1.0)
-    for name, values in plain.metrics.items():
-        np.testing.assert_array_equal(values, whole.metrics[name], name)
+    # The two take different micro-steps (docs/metrics.md): the batch is a float32 sum of other parts, used blocks are
+    # those at the end of what was one run, the throughput is read between snapshots. All else is the same to the bit.
+    close = {"batch_mean": 1e-6, "kv_used_fraction": 1e-3, "throughput_per_s": 0.05}
+    for name in plain.metrics.keys() - {"micro_steps"}:
+        np.testing.assert_allclose(plain.metrics[name], whole.metrics[name], rtol=close.get(name, 0.0), err_msg=name)
     for name in ("finish", "first_token", "preemptions"):
         np.testing.assert_array_equal(getattr(plain.record, name), getattr(whole.record, name))
     assert (whole.metrics["quality_loss"] == 0).all() and (whole.metrics["kept_ratio"] == 1).all()
