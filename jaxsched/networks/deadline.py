@@ -42,7 +42,7 @@ REFUSE_FEATURES = ("one", "crowd", "running")
 
 #: Parameters unless a configuration says otherwise: chunks that keep a token within 50 ms (8B on an A100), and the
 #: predicted time per token in a full batch, from a grid on validation workloads (docs/results/mixed_chat.md).
-DEFAULTS = {"token_budget": 512}
+DEFAULTS: dict[str, float] = {"token_budget": 512}
 WORK = {"prompt_us": 200, "output_us": 200}
 #: In mean works of those who wait.
 LOOKAHEAD = 128.0

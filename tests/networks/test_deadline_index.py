@@ -45,7 +45,9 @@ def test_weights_say_who_is_first_and_who_is_refused() -> None:
     assert order(_weights()) == [3, 1, 0, 2]  # shortest predicted work first
     assert order(_weights(order__prompt=-9.0)) == [2, 1, 0, 3]  # also where costs are negative: longest prompt first
     assert order(_weights(order__slack=9.0))[:2] == [1, 0]
-    late = np.asarray(too_late(_view().due, jnp.zeros(4, bool))).tolist()
+    due = _view().due
+    assert due is not None
+    late = np.asarray(too_late(due, jnp.zeros(4, bool))).tolist()
     assert refused(_weights()) == late == [False, False, True, False]
     assert refused(_weights(prefill__one=0.01)) == [False, True, True, False]  # 400 ticks take 404
     assert refused(_weights(work__one=-9.0)) == [False] * 4  # ... at most 2.8 off: 1,500 ticks take 91
