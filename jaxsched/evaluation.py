@@ -129,10 +129,13 @@ def improvement(costs: FloatArray, rival: FloatArray, **options) -> Interval:
 
 def increase(values: FloatArray, rival: FloatArray, **options) -> Interval:
     """Share by which values ``[T, E]`` of which more is better are above a rival's ``[E]``: ratio of the plain means
-    less 1, paired by seed (the delta method, as `normalised_interval`). Values of 0 are allowed."""
+    less 1, paired by seed. The interval is that of the inverse ratio (the delta method, as `normalised_interval`), so
+    that a rival may be 0 in some seeds, or in most."""
     x, other = _matrix(values), np.asarray(rival, np.float64)
-    share = float(x.mean() / other.mean()) - 1.0
-    return two_way_interval(share + (x - (1.0 + share) * other) / float(other.mean()), **options)
+    share = float(other.mean() / x.mean())
+    inverse = two_way_interval(share + (other - share * x) / float(x.mean()), **options)
+    more = lambda value: 1.0 / value - 1.0 if value > 0 else math.inf
+    return Interval(more(inverse.estimate), more(inverse.high), more(inverse.low), inverse.confidence)
 
 
 def mean_improvement(costs: FloatArray, rival: FloatArray) -> float:
