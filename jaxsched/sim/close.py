@@ -115,7 +115,8 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
         constant += step_drafts_us(event, jnp.where(scheduled, jnp.maximum(after - slots.known, 0), 0))
     if static.mixed_runs:  # the first step, then decodes of all who get a token
         first_us = constant + context_us(timing, ctx)
-        constant = constant_us(timing, num_emit, *(0 * num_emit,) * 3, num_emit)
+        none = 0 * num_emit
+        constant = constant_us(timing, num_emit, none, none, none, num_emit)
         contexts, quads_us = (jnp.sum(jnp.where(emit, after, 0)), num_emit), jnp.int32(0)
         if static.chunk_runs:  # ... or further chunks of the same prompt
             filled = constant_us(timing, total, num_prefill, prefill_tokens, 0 * quad, num_decode)
