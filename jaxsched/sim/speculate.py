@@ -59,6 +59,11 @@ class DraftParams(struct.PyTreeNode):
     stop_below: Int[Array, ""]  # no token after one with which all are right with less than this, 2**-15; 0 = never
     by_batch: Int[Array, ""]  # 1: the cap is chosen anew at each step, for tokens per time of the batch
     outputs: Int[Array, " k"]  # ... expecting so many tokens of 0, 1, ... drafts, 2**-8
+    ever: Int[Array, ""] | None = None  # what `most` may become during a run; None: it stays
+
+    def ever_most(self) -> Int[Array, ""]:
+        """What a request must have room for to be taken at all."""
+        return self.most if self.ever is None else self.ever
 
 
 class SpecState(struct.PyTreeNode):
