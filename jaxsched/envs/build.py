@@ -21,6 +21,7 @@ from jaxsched.envs.controls import (
     chosen_eviction,
     chosen_route,
     chosen_victim,
+    route_among_open,
     scored_order,
 )
 from jaxsched.envs.pool import Ranges, make_pool
@@ -42,6 +43,9 @@ SEEDS = range(10_000, 10_064)
 _CHOSEN_ROUTER = Router(
     "chosen", chosen_route, "the instance that was chosen", "", reads_blocks=True, reads_cache="cache",
     params={"chosen_instance": 0.0},
+)  # fmt: skip
+_OPEN_ROUTER = Router(
+    "open", route_among_open, "fewest outstanding requests among instances that are on", "", params={"open": 1.0}
 )  # fmt: skip
 
 
@@ -212,7 +216,7 @@ def inline_policy(name: str, settings: dict[str, float], learned: tuple[str, ...
     if "ratio" in learned:
         changes["compress"] = FIXED
     scheduler = dataclasses.replace(scheduler, spec=dataclasses.replace(spec, **changes))
-    router = _CHOSEN_ROUTER if "route" in learned else base.router
+    router = _CHOSEN_ROUTER if "route" in learned else _OPEN_ROUTER if "scale" in learned else base.router
     if "draft" in learned:  # room in the budget, and in what is compiled, for the longest drafts
         base = base.with_params(num_speculative_tokens=max(DRAFTS))
         overrides = dict(base.overrides)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsched.envs import features
 from jaxsched.envs.base import Environment, Observation
 from jaxsched.envs.burst import (
+    Watch,
     arrival_is_next,
     between_s,
     executed_ranks,
@@ -28,6 +29,7 @@ from jaxsched.envs.burst import (
 )
 from jaxsched.envs.controls import (
     CHOICES,
+    INSTANCE_CHOICES,
     ITEM_CHOICES,
     Controls,
     after_action,
@@ -64,6 +66,7 @@ class ClusterParams(struct.PyTreeNode):
     work_error: Float[Array, ""]  # log-sd of the predicted tokens left of a program, < 0 = not shown
     max_steps_in_episode: Int[Array, ""]
     loss_cost: Float[Array, ""] | None = None  # of an answer wholly lost to KV compression; None: not charged
+    own: Any = None  # of one kind of environment
 
 
 class ClusterState(struct.PyTreeNode):
@@ -78,6 +81,7 @@ class ClusterState(struct.PyTreeNode):
     dt_s: Float[Array, ""]  # length of the last step
     step: Int[Array, ""]
     short_ticks: Int[Array, ""]  # ticks whose micro-steps did not suffice (`ClusterEnv.burst` too small)
+    own: Any = None  # what one kind of environment keeps besides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         n = self.total_items
         spaces: dict[str, Space] = {
             "order": Box(-float("inf"), float("inf"), (n,)),
-            "route": Discrete(self.static.num_instances),
+            **{head: Discrete(self.static.num_instances) for head in INSTANCE_CHOICES},
             **{head: Discrete(num, (n,)) for head, num in ITEM_CHOICES.items()},
             **{head: Discrete(num) for head, num in CHOICES.items()},
         }
@@ -136,7 +140,7 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         programs = params.pool.first.shape[0] * self.num_programs  # attained service is kept by program
         machine = init_state(self.static, sim, params.pool.requests.num_rows if self.static.record else programs)
         machine = machine.replace(arrivals=params.pool.first[workload])
-        controls = first_controls(self.learned, self.num_programs)
+        controls = first_controls(self.learned, self.num_programs, self.static.num_instances)
         zero: Array = jnp.int32(0)
         state = ClusterState(
             machine=machine,
@@ -148,6 +152,7 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
             dt_s=jnp.float32(0.0),
             step=zero,
             short_ticks=zero,
+            own=self._own_start(),
         )
         return self.observe(state, params), state
 
@@ -223,7 +228,9 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         may_arrive = jnp.bool_(True)
         if self.to_arrival:
             may_arrive = arrival_is_next(static, requests, before)
-        after, admitted, ended = run_burst(static, running, requests, before, self.burst, self.to_arrival, may_arrive)
+        after, admitted, ended, watched = run_burst(
+            static, running, requests, before, self.burst, self.to_arrival, may_arrive, self._watch(state)
+        )
         done = is_done(static, sim, requests, after)
         livelock = (after.flags & int(Flag.LIVELOCK)) != 0
         left = self._unfinished(requests, after, livelock)
@@ -279,8 +286,19 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
             "num_executed": num,
             "costs": costs,
         }
+        if watched is not None:
+            info["watched"] = watched
         truncated = ~done & (state.step >= params.max_steps_in_episode)
         return obs.replace(masks=masks), state, reward, done, truncated, info
+
+    def _own_start(self) -> Any:
+        """`ClusterState.own` of a new episode."""
+        return None
+
+    def _watch(self, state: ClusterState) -> Watch | None:
+        """What to sum over the micro-steps of a step, for ``info["watched"]``."""
+        del state
+        return None
 
     def _had_choice(self, items: features.Items, may_arrive: Array) -> Bool[Array, ""]:
         return may_arrive if self.to_arrival else jnp.any(jnp.stack(had_choice(self.learned, items)))

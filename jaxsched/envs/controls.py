@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.envs.features import Items
 from jaxsched.sim.compress import WHOLE
+from jaxsched.sim.event import first_slot
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.retain import FOREVER_US, ContextView, PauseView, RetainHead
 from jaxsched.sim.views import QueueView, RouterView
@@ -38,6 +39,8 @@ RATIOS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 #: Heads that are one choice for the whole, except among instances: name -> number of choices.
 CHOICES = {"gate": len(GATE_FRACTIONS), "batch": len(TOKEN_BUDGETS), "draft": len(DRAFTS), "ratio": len(RATIOS)}
+#: ... and with as many choices as there are instances.
+INSTANCE_CHOICES = ("route", "scale")
 #: Heads that are a choice for each item.
 ITEM_CHOICES = {"retain": len(TTL_S), "evict": LEVELS, "preempt": LEVELS}
 
@@ -54,9 +57,10 @@ class Controls(struct.PyTreeNode):
     preempt: Int[Array, " p"] | None = None  # level of each program among those that run
     draft: Int[Array, ""] | None = None  # index into `DRAFTS`
     ratio: Int[Array, ""] | None = None  # index into `RATIOS`
+    scale: Int[Array, ""] | None = None  # instances that are on, less one
 
 
-def first_controls(learned: tuple[str, ...], num_programs: int) -> Controls:
+def first_controls(learned: tuple[str, ...], num_programs: int, num_instances: int) -> Controls:
     """What is in force before the first decision."""
     p = num_programs
     return Controls(
@@ -69,6 +73,7 @@ def first_controls(learned: tuple[str, ...], num_programs: int) -> Controls:
         preempt=jnp.full(p, DEFAULT_LEVEL, jnp.int32) if "preempt" in learned else None,
         draft=jnp.int32(DRAFTS.index(4)) if "draft" in learned else None,
         ratio=jnp.int32(RATIOS.index(1.0)) if "ratio" in learned else None,
+        scale=jnp.int32(num_instances - 1) if "scale" in learned else None,
     )
 
 
@@ -82,7 +87,7 @@ def after_action(controls: Controls, items: Items, action) -> Controls:
     for head in ITEM_CHOICES:
         if (table := getattr(controls, head)) is not None:
             changes[head] = put_by_program(table, action[head], items.program, who_decides(head, items))
-    for head in (*CHOICES, "route"):
+    for head in (*CHOICES, *INSTANCE_CHOICES):
         if getattr(controls, head) is not None:
             changes[head] = action[head]
     return controls.replace(**changes)
@@ -103,7 +108,7 @@ def had_choice(learned: tuple[str, ...], items: Items) -> list[Bool[Array, ""]]:
             choices.append(jnp.sum(who_decides(head, items).astype(jnp.int32)) >= 2)
         elif head in ITEM_CHOICES:
             choices.append(jnp.any(who_decides(head, items)))
-    if set(CHOICES) & set(learned) or "route" in learned:
+    if {*CHOICES, *INSTANCE_CHOICES} & set(learned):
         choices.append(jnp.bool_(True))
     return choices
 
@@ -164,6 +169,16 @@ def chosen_route(view: RouterView) -> Int[Array, ""]:
     """Route head: the instance that was chosen."""
     assert view.params is not None
     return view.params[0].astype(jnp.int32)
+
+
+def route_among_open(view: RouterView) -> Int[Array, ""]:
+    """Fewest waiting + running requests of the instances that take new ones; ties to the lowest index.
+
+    params = 1 for each instance that does.
+    """
+    assert view.params is not None
+    load = jnp.where(view.params > 0, view.num_waiting + view.num_running, 2**30)
+    return first_slot(load == jnp.min(load))
 
 
 def in_force(sim: SimParams, controls: Controls, first: Int[Array, ""]) -> SimParams:

@@ -48,7 +48,7 @@ class SchedulerParams(struct.PyTreeNode):
 class SimParams(struct.PyTreeNode):
     """Parameters of one lane."""
 
-    timing: StepTimeParams
+    timing: StepTimeParams  # of all instances, or with a leading axis of instances
     scheduler: SchedulerParams
     usable_blocks: Int[Array, " m"]  # KV blocks of each instance (the engine's pool without its null block)
     #: Waiting requests per instance beyond which arrivals are rejected, 0 = only the FIFO's capacity.

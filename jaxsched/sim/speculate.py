@@ -127,7 +127,7 @@ def begin_drafts(event: Event, begins: Bool[Array, ""]) -> None:
     ctx = jnp.sum(jnp.where(decodes, slots.known, 0))
     num = jnp.arange(MOST_DRAFTS + 1, dtype=jnp.int32)
     zero = jnp.int32(0)
-    timing = event.params.timing
+    timing = event.timing
     constant = jax.vmap(lambda tokens: constant_us(timing, tokens, zero, zero, zero, batch))(batch * (num + 1))
     time_us = constant + context_us(timing, ctx + batch * num) + draft_us(spec, num, batch * num)
     score = (draft.outputs << SCORE_BITS) // jnp.maximum(time_us, 1)
