@@ -103,7 +103,8 @@ class FleetScaling(ClusterEnv):
         info["costs"] = jnp.concatenate([info["costs"], instance_s[None]])
         return obs, after, reward - params.own.price * instance_s, done, truncated, info
 
-    def _on(self, scale: Int[Array, ""]) -> Bool[Array, " m"]:
+    def _on(self, scale: Int[Array, ""] | None) -> Bool[Array, " m"]:
+        assert scale is not None
         return jnp.arange(self.static.num_instances, dtype=jnp.int32) <= scale
 
     def _watch(self, state: ClusterState) -> Watch:
