@@ -196,7 +196,7 @@ def _standard_errors(x: FloatArray, y: FloatArray, effect: Effect) -> FloatArray
         residual = x - y
         unit = np.ones(x.shape[0])
     else:
-        unit = y.mean(1)
+        unit = np.where(y.mean(1) == 0, np.nan, y.mean(1))  # (no ratio: the row is left out)
         residual = x - (x.mean(1) / unit)[:, None] * y
     return residual.std(1, ddof=1) / math.sqrt(x.shape[1]) / np.abs(unit)
 

@@ -18,7 +18,7 @@ from jaxsched.sim.views import QueueView, RouterView
 #: ties in arrival order.
 OrderHead = Callable[[jax.Array, QueueView], jax.Array]
 #: gate head: (weights, view of one row) -> float32 per slot, a factor of `gate_fraction`; the same while a turn waits.
-GateHead = Callable[[jax.Array, QueueView], jax.Array]
+GateHead = Callable[[jax.Array, QueueView, jax.Array], jax.Array]
 #: route head: (view of the cluster) -> index of the instance.
 RouteHead = Callable[[RouterView], jax.Array]
 
