@@ -161,8 +161,8 @@ class Scenario:
                 )
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
         budget = self.step_tokens(policy)
-        # A run must fit into the clock's margin: any one step and, where a run may begin with one (`mixed_runs`), others
-        # behind it (`LONGEST_REST_US`), or decode steps alone.
+        # A run must fit into the clock's margin: any one step and, where a run may begin with one (`mixed_runs`),
+        # others behind it (`LONGEST_REST_US`), or decode steps alone.
         first = 2 if policy.scheduler.spec.family in ("v1", "sarathi") else 1
         for step_tokens, steps in ((budget, first), (seqs, max(self.max_run_steps, first))):
             check_range(

@@ -95,8 +95,10 @@ def hindsight_optimum(
     solver.parameters.random_seed = 0
     status = solver.solve(model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        raise UserError("no schedule was found in time", where="hindsight_optimum",
-                        expected="a longer time limit, or fewer requests", hint=f"time_limit_s={2 * time_limit_s:g}")  # fmt: skip
+        raise UserError(
+            "no schedule was found in time", where="hindsight_optimum",
+            expected="a longer time limit, or fewer requests", hint=f"time_limit_s={2 * time_limit_s:g}",
+        )  # fmt: skip
     start = np.array([solver.value(each) for each in starts], np.int64)
     completion = start + output
     rest = float(np.sum(weight * (output - arrival)))  # what of the sum no start time changes
@@ -117,7 +119,7 @@ def _check(arrival, prompt, output, weight, pool_blocks: int, most_running: int,
     where = "hindsight_optimum"
     if not len(arrival) == len(prompt) == len(output) == len(weight) > 0:
         sizes = ", ".join(str(len(x)) for x in (arrival, prompt, output, weight))
-        raise UserError(f"lengths {sizes}", where=where, expected="arrivals, prompts, outputs and weights of each request")
+        raise UserError(f"lengths {sizes}", where=where, expected="arrival, prompt, output and weight of each request")
     if len(arrival) > MOST_REQUESTS:
         raise UserError(
             f"{len(arrival)} requests", where=where, expected=f"at most {MOST_REQUESTS}",

@@ -56,10 +56,12 @@ def test_it_is_the_best_of_all_schedules(seed: int) -> None:
     random = np.random.default_rng(seed)
     arrival, prompt, output = random.integers(0, 4, 4), random.integers(1, 5, 4), random.integers(1, 5, 4)
     weights = random.integers(1, 4, 4)
-    limits = dict(pool_blocks=int(random.integers(4, 6)), most_running=int(random.integers(2, 4)), block_size=2)
-    found = hindsight_optimum(arrival, prompt, output, **limits, weights=weights)
+    pool, seats = int(random.integers(4, 6)), int(random.integers(2, 4))
+    found = hindsight_optimum(
+        arrival, prompt, output, pool_blocks=pool, most_running=seats, block_size=2, weights=weights
+    )
     assert found.is_optimal
-    assert found.response == best_of_all(arrival, prompt, output, *limits.values(), weights)
+    assert found.response == best_of_all(arrival, prompt, output, pool, seats, 2, weights)
     np.testing.assert_array_equal(found.completion, found.start + output)
 
 
@@ -90,8 +92,10 @@ def test_no_rule_that_does_not_preempt_beats_it_and_shortest_first_comes_close()
     for name in ("vllm", "sjf-oracle"):
         found = js.rollout(scenario, policies.get(name, max_num_seqs=16), windows, record=True)
         assert found.record is not None
-        life = found.record.finish[..., 1] - found.record.arrival[..., 1] + (
-            (found.record.finish[..., 0] - found.record.arrival[..., 0]) * 2.0**30
+        life = (
+            found.record.finish[..., 1]
+            - found.record.arrival[..., 1]
+            + ((found.record.finish[..., 0] - found.record.arrival[..., 0]) * 2.0**30)
         )
         served = found.record.fate == 2
         assert served.sum(1).tolist() == [num] * windows
