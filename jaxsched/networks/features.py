@@ -22,7 +22,7 @@ GATE_FEATURES = ("one", "relative", "asleep")
 
 #: Natural logarithms of typical tokens, subtracted: 3,000 of a first prompt, 5,000 of a context.
 _LOG_SIZE, _LOG_CONTEXT, _LOG_TURN = 8.0, 8.5, 1.5
-#: A typical share of contexts that sleep, subtracted.
+#: A typical share of programs that sleep, subtracted.
 _ASLEEP = 0.3
 #: Logarithms are averaged in steps of 1/256.
 _PARTS = 256.0
@@ -70,7 +70,7 @@ def pause_features(view: PauseView) -> Float[Array, " 5"]:
 def gate_features(view: QueueView, asleep: Float[Array, ""]) -> Float[Array, "s 3"]:
     """`GATE_FEATURES` of every slot: 1; the logarithm of the first prompt less its mean over the turns of begun
     programs that run or wait (how small it is among those it joins, whatever small is here; 0 where no program has
-    begun); and `asleep`, the share of what begun programs hold that belongs to paused ones: it can be given up.
+    begun); and `asleep`, the share of begun programs with a context here that are paused: what they hold can be given up.
     """
     first = _log(view.first_prompt_tokens)
     begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
