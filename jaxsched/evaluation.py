@@ -39,6 +39,10 @@ KEPT = (
     "simulated_s",
     "e2e_mean_s",
     "goodput_per_s",
+    "slo_attainment",
+    "ttft_p99_s",
+    "tpot_p99_s",
+    "fate_rejected_late",
     "preemptions",
 )
 
@@ -121,6 +125,17 @@ def improvement(costs: FloatArray, rival: FloatArray, **options) -> Interval:
     logs = two_way_interval(np.log(_matrix(costs)) - np.log(np.asarray(rival, np.float64))[None, :], **options)
     share = lambda value: 1.0 - math.exp(value) if value < 700 else -math.inf
     return Interval(share(logs.estimate), share(logs.high), share(logs.low), logs.confidence)
+
+
+def increase(values: FloatArray, rival: FloatArray, **options) -> Interval:
+    """Share by which values ``[T, E]`` of which more is better are above a rival's ``[E]``: ratio of the plain means
+    less 1, paired by seed. The interval is that of the inverse ratio (the delta method, as `normalised_interval`), so
+    that a rival may be 0 in some seeds, or in most."""
+    x, other = _matrix(values), np.asarray(rival, np.float64)
+    share = float(other.mean() / x.mean())
+    inverse = two_way_interval(share + (other - share * x) / float(x.mean()), **options)
+    more = lambda value: 1.0 / value - 1.0 if value > 0 else math.inf
+    return Interval(more(inverse.estimate), more(inverse.high), more(inverse.low), inverse.confidence)
 
 
 def mean_improvement(costs: FloatArray, rival: FloatArray) -> float:
@@ -208,7 +223,7 @@ def run_policies(
             assert all(w is not None and len(w) == len(weights[0] or ()) for w in weights), "one network"
             lanes = dataclasses.replace(lanes, weights=np.repeat(np.asarray(weights, np.float32), len(own), axis=0))
         result = runner.rollout(lanes)
-        kept = [metric for metric in result.metrics if metric in KEPT or metric.startswith("tenant_")]
+        kept = [metric for metric in result.metrics if metric in KEPT or metric.startswith(("tenant_", "goodput_"))]
         found[name] = {metric: np.asarray(result.metrics[metric]).reshape(len(members), len(own)) for metric in kept}
         warnings += [f"{name}: {text}" for text in result.warnings()]
     return Evaluation(tuple(int(seed) for seed in own), found, tuple(warnings))
@@ -246,13 +261,21 @@ COLUMNS = {
         "service_gap_tokens": "largest service gap, tokens", "jain_service": "Jain index",
         "throughput_per_s": "requests/s", "simulated_s": "until all are done, s", "e2e_mean_s": "mean E2E, s",
     },
+    "goodput_per_s": {
+        "goodput_per_s": "good/s", "slo_attainment": "share that is good", "fate_rejected_late": "refused",
+        "ttft_p99_s": "p99 TTFT, s", "tpot_p99_s": "p99 TPOT, s",
+    },
 }  # fmt: skip
 
 
 def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = (), metric: str = "jct_mean_s") -> str:
     """A table: the cost and what stands beside it for every policy, and the learned one's gain on each."""
     costs = evaluation.costs(learned, metric)
-    columns = COLUMNS.get(metric, {metric: metric})
+    columns = dict(COLUMNS.get(metric, {metric: metric}))
+    more_is_better = metric == "goodput_per_s"
+    if more_is_better:  # ... of every class
+        classes = [m for m in evaluation.metrics[learned] if m.startswith("goodput_") and m != metric]
+        columns |= {m: f"{m[len('goodput_') : -len('_per_s')]}/s" for m in classes}
     lines = [
         f"| policy | {' | '.join(columns.values())} | {learned} is better by |",
         f"| --- | {'---: | ' * len(columns)}--- |",
@@ -261,9 +284,10 @@ def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = ()
         cells = [f"{np.mean(found[m]):.4g}" if m in found else "" for m in columns]
         gain = ""
         if name != learned:
-            gains = improvement(costs, found[metric].mean(0))
-            plain = mean_improvement(costs, found[metric])
-            gain = f"{gains.estimate:.1%} [{gains.low:.1%}, {gains.high:.1%}]; of the means {plain:.1%}"
+            gains = (increase if more_is_better else improvement)(costs, found[metric].mean(0))
+            gain = f"{gains.estimate:.1%} [{gains.low:.1%}, {gains.high:.1%}]"
+            if not more_is_better:
+                gain += f"; of the means {mean_improvement(costs, found[metric]):.1%}"
         shown = f"{name} (bound)" if name in bounds else name
         lines.append(f"| {shown} | {' | '.join(cells)} | {gain} |")
     return "\n".join(lines) + "\n"

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
+
+#: Added to a float32 between -2^22 and 2^22 it leaves the nearest integer in the low bits.
+_ROUNDING = 1.5 * 2**23
+_ROUNDING_BITS = int(np.float32(_ROUNDING).view(np.int32))
 
 
 def floor_div(x: Int[Array, "*n"], den: Int[Array, ""]) -> Int[Array, "*n"]:
     """``x // den`` for ``0 <= x < 2**31`` and ``2**9 <= den``.
 
     CPUs have no vector integer division. A float32 quotient is off by at most one in this range; the remainder says
-    which way, so the result is exact whatever the rounding of the backend.
+    which way, so the result is exact whatever the rounding of the backend. It is read off the mantissa of a sum with
+    1.5 * 2**23, which rounds it: a conversion would first have to look for NaN and for what is out of range.
     """
-    q = (x.astype(jnp.float32) * (jnp.float32(1.0) / den.astype(jnp.float32))).astype(jnp.int32)
+    quotient = (x - (den >> 1)).astype(jnp.float32) * (jnp.float32(1.0) / den.astype(jnp.float32))
+    q = jax.lax.bitcast_convert_type(quotient + jnp.float32(_ROUNDING), jnp.int32) - _ROUNDING_BITS
     r = x - q * den
     return q + (r >= den).astype(jnp.int32) - (r < 0).astype(jnp.int32)
 

@@ -70,7 +70,8 @@ def _programs(static: SimStatic, param_axes: tuple, request_axes: tuple, num_dev
         lanes = PartitionSpec("lanes")
         start = shard_map(start, mesh, (spec(params_in), spec(requests_in), lanes, lanes, lanes), lanes)
         chunk = shard_map(chunk, mesh, (spec(params_in), spec(requests_in), lanes), lanes)
-    return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=compiler_options())
+    options = compiler_options(is_large=static.tiered)
+    return jax.jit(start), jax.jit(chunk, donate_argnums=2, compiler_options=options)
 
 
 def programs(static: SimStatic, lanes: Lanes, num_devices: int):

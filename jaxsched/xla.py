@@ -31,24 +31,27 @@ def ask_for_native_loops(environ: MutableMapping[str, str]) -> None:
     environ["XLA_FLAGS"] = f"{flags} --xla_backend_extra_options={_LOOP_OPTION}={_ANY_LOOP}".strip()
 
 
-def compiler_options() -> dict[str, str | bool | int]:
+def compiler_options(is_large: bool = False) -> dict[str, str | bool | int]:
     """XLA options of the machine's programs: optimised, unless the environment says "quick" (`COMPILE_VARIABLE`)."""
     hurry = os.environ.get(COMPILE_VARIABLE) == "quick"
-    return quick_compiler_options() if hurry else optimised_compiler_options()
+    return quick_compiler_options() if hurry else optimised_compiler_options(is_large)
 
 
-def optimised_compiler_options() -> dict[str, str | bool | int]:
+def optimised_compiler_options(is_large: bool = False) -> dict[str, str | bool | int]:
     """XLA options for a fast machine, with its loop as one native function where that is possible.
 
     XLA:CPU splits every reduction of more than 32 elements in two kernels for the sake of float accuracy; ours are
     integers. Without that pass a micro-step takes 22-28 % less time.
+
+    `is_large`: a machine of many parts (memory tiers). At level 3 LLVM unrolls its some 400 short loops until that
+    is more code than the core's caches hold; at level 2 it unrolls less (docs/decisions/0006).
     """
     import jax
 
     if jax.default_backend() != "cpu":
         return {}
     # The level is said, or XLA_FLAGS would choose it.
-    return {"xla_backend_optimization_level": 3, **_NO_TREES, **_native_loop_options()}
+    return {"xla_backend_optimization_level": 2 if is_large else 3, **_NO_TREES, **_native_loop_options()}
 
 
 def quick_compiler_options() -> dict[str, str | bool | int]:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from jaxsched.evaluation import (
+    Evaluation,
     improvement,
+    increase,
     iqm_interval,
+    markdown,
     normalised,
     rejects,
     two_way_error,
@@ -84,3 +87,18 @@ def test_normalised_scores() -> None:
     )
     with pytest.raises(ValueError, match="not below"):
         normalised(np.ones((1, 2)), np.ones(2), np.ones(2))
+
+
+def test_an_increase_is_of_the_means_and_values_of_0_are_allowed() -> None:
+    """Rival 0, 2, 4: ten per cent more of each is ten per cent, exactly; noise of both signs is not told from 0."""
+    rival = np.array([0.0, 2.0, 4.0])
+    exact = increase(np.stack([rival * 1.1] * 2), rival)
+    assert exact.estimate == pytest.approx(0.1) and exact.low == pytest.approx(0.1) and exact.high == pytest.approx(0.1)
+    noise = np.random.default_rng(0).normal(size=(5, 50))
+    level = 5.0 + np.random.default_rng(1).normal(size=50)
+    assert increase(level + 0.1 * noise, level).low < 0 < increase(level + 0.1 * noise, level).high
+    assert increase(level + 0.1 * noise + 0.5, level).low > 0.05
+    table = Evaluation((0, 1, 2), {"learned": {"goodput_per_s": rival[None] * 1.1, "goodput_chat_per_s": rival[None]},
+                                   "rule": {"goodput_per_s": rival[None]}})  # fmt: skip
+    assert "| rule | 2 |" in (text := markdown(table, "learned", metric="goodput_per_s"))
+    assert "10.0% [10.0%, 10.0%]" in text and "chat/s" in text

@@ -100,7 +100,9 @@ def test_everything_jaxsched_imports_is_a_declared_dependency():
     """Also what jax happens to bring along: nothing promises that it will tomorrow. Some come with an extra."""
     project = PYPROJECT["project"]
     extras = (
-        requirement for name in ("traces", "gym", "compat") for requirement in project["optional-dependencies"][name]
+        requirement
+        for name in ("traces", "gym", "compat", "hindsight")
+        for requirement in project["optional-dependencies"][name]
     )
     declared = import_names([*project["dependencies"], *extras])
     imported = {module: path for path in (ROOT / "jaxsched").rglob("*.py") for module in imported_by(path)}

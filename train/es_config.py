@@ -30,7 +30,8 @@ class EsSection(Section):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the mean that a generation takes away
     average: Annotated[float, Field(ge=0, lt=1)] = 0.8  # of the running average that a generation leaves; 0 = none
     hidden: NonNegativeInt = 0  # tanh units of the order head
-    network: Literal["index", "fair_index"] = "index"  # of programs, or of tenants (minimises their service gap)
+    #: Of programs (minimises completion times), of tenants (their service gap), or of deadlines (missed limits).
+    network: Literal["index", "fair_index", "deadline_index"] = "index"
     micro_steps_per_program: PositiveInt = 400  # events that an episode may take (10 turns take about 200)
 
     @model_validator(mode="after")
@@ -91,6 +92,8 @@ class EsTrainConfig(ScenarioConfig):
             raise ValueError("`workload.preset` is needed: workloads are drawn anew in every generation")
         if self.algo.network == "fair_index" and not self.workload.tenants:
             raise ValueError("`workload.tenants` is needed: algo.network fair_index learns their order")
+        if self.algo.network == "deadline_index" and not self.slo:
+            raise ValueError("`slo` is needed: algo.network deadline_index learns to meet its limits")
         return self
 
     def plan(self) -> IndexRun:

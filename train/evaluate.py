@@ -78,6 +78,8 @@ def _compare(arguments: list[str]) -> int:
     if config.compare.capacity == "auto":
         raise UserError("compare.capacity is auto", where=options.config, expected="a number: what load 1 means")
     metric = "service_gap_tokens" if scenario.tenants else "jct_mean_s"
+    if config.compare.metric == "goodput_per_s":
+        metric = config.compare.metric
     parts, data = [], {"seeds": seeds, "runs": runs, "versions": versions(), "config": config.to_dict(), "loads": {}}
     for load in config.compare.loads:
         rate = load * float(config.compare.capacity)

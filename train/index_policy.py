@@ -23,7 +23,7 @@ from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
 from jaxsched.metrics.histogram import NUM_BINS, mean_us
 from jaxsched.policies.base import Policy
-from jaxsched.policies.learned import FAIR_KIND, KIND, learned, num_weights
+from jaxsched.policies.learned import DEADLINE_KIND, FAIR_KIND, KIND, learned, num_weights
 from jaxsched.scenario import Scenario
 from jaxsched.sim.fair import UNIT
 from jaxsched.sim.ledger import GAP
@@ -95,7 +95,7 @@ class IndexRun:
 
     algo: EsConfig = dataclasses.field(default_factory=EsConfig)
     hidden: int = 0  # tanh units of the order head
-    network: str = KIND  # KIND: mean job completion time; FAIR_KIND: largest service gap between tenants
+    network: str = KIND  # what is minimised: `MEASURES`
     randomise: Ranges = dataclasses.field(default_factory=Ranges)
     validation_seeds: int = 8
     validate_every: int = 5  # generations
@@ -148,7 +148,11 @@ def train(
             "the network of tenants needs tenants", where=f"scenario {scenario.name}", expected="workload.tenants"
         )
     policy = dataclasses.replace(base, scheduler=learned(hidden=run.hidden, kind=run.network), name="learned")
-    measure = max_service_gap if run.network == FAIR_KIND else mean_jct_s
+    if run.network == DEADLINE_KIND and not scenario.slo:
+        raise UserError(
+            "the deadline index needs limits to meet", where=f"scenario {scenario.name}", expected="a section slo"
+        )
+    measure = MEASURES[run.network]
     runner = GroupRunner(scenario, policy, most_micro_steps=run.micro_steps_per_program * scenario.num_programs)
     begun = time.perf_counter()
     validation = validation_lanes(run, scenario)  # the same traced arguments as in training: one program
@@ -220,6 +224,20 @@ def max_service_gap(state: State, num_programs: int) -> np.ndarray:
     gap = np.asarray(state.ledger.pairs)[:, GAP].max((1, 2)) / UNIT  # type: ignore[union-attr]
     left = num_programs - np.asarray(state.metrics.counts)[:, Count.PROGRAMS_DONE]
     return np.maximum(gap, 1.0) + UNFINISHED_TOKENS * left
+
+
+def programs_per_good(state: State, num_programs: int) -> np.ndarray:
+    """Programs of each lane (and one) per measured request that met all limits of its class (and one more, so that a
+    lane without any has a cost). What an episode that is not over still holds is not good."""
+    return (1.0 + num_programs) / (1.0 + np.asarray(state.metrics.class_good, np.float64).sum(1))
+
+
+#: What each network is searched for: the mean over workloads of the logarithm of ...
+MEASURES: dict[str, Callable[[State, int], np.ndarray]] = {
+    KIND: mean_jct_s,  # the mean job completion time
+    FAIR_KIND: max_service_gap,  # the largest service gap between tenants
+    DEADLINE_KIND: programs_per_good,  # programs per request that met its limits
+}
 
 
 def draw_workloads(run: IndexRun, scenario: Scenario, generation: int) -> LaneSpec:

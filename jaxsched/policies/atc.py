@@ -8,6 +8,7 @@ Faithful: the formula with equal weights. Simplified: work alone stands for work
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxsched.policies.base import Scheduler
 from jaxsched.sim.due import PARAMETERS
@@ -15,16 +16,20 @@ from jaxsched.sim.static import SchedulerSpec
 from jaxsched.sim.views import QueueView
 
 
-def tardiness_cost(params, view: QueueView):
-    """Minus the logarithm of the index, as an integer that sorts like the float (which is not negative)."""
+def apparent_cost(lookahead: Array, view: QueueView) -> Float[Array, " s"]:
+    """Minus the logarithm of the index: log of the work in ticks, plus slack over `lookahead` mean works."""
     due = view.due
     assert due is not None
     work = jnp.maximum(due.work, 1).astype(jnp.float32)
     waiting = view.waiting_mask.astype(jnp.float32)
     mean = jnp.sum(work * waiting) / jnp.maximum(jnp.sum(waiting), 1.0)
-    lookahead = jnp.maximum(params[0], 1).astype(jnp.float32) * 0.1
     slack = jnp.maximum(due.finish - due.work - due.now, 0).astype(jnp.float32)
-    cost = jnp.log(work) + slack / (lookahead * jnp.maximum(mean, 1.0))
+    return jnp.log(work) + slack / (lookahead * jnp.maximum(mean, 1.0))
+
+
+def tardiness_cost(params, view: QueueView):
+    """`apparent_cost` as an integer that sorts like the float (which is not negative)."""
+    cost = apparent_cost(jnp.maximum(params[0], 1).astype(jnp.float32) * 0.1, view)
     return jax.lax.bitcast_convert_type(cost, jnp.int32)
 
 

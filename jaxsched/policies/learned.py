@@ -25,20 +25,25 @@ if TYPE_CHECKING:
 KIND = "index"
 #: The index network of tenants (jaxsched/networks/fair.py): an order, nothing else.
 FAIR_KIND = "fair_index"
-KINDS = (KIND, FAIR_KIND)
+#: The deadline index (jaxsched/networks/deadline.py): an order and who is refused.
+DEADLINE_KIND = "deadline_index"
+KINDS = (KIND, FAIR_KIND, DEADLINE_KIND)
 
 
 def num_weights(hidden: int = 0, kind: str = KIND) -> int:
     """Length of the vector of weights."""
-    from jaxsched.networks.index import IndexShape  # which imports policies
+    from jaxsched.networks.deadline import DeadlineShape  # which import policies
+    from jaxsched.networks.index import IndexShape
 
-    return IndexShape(hidden).num_weights if kind == KIND else fair.FairShape(hidden).num_weights
+    shapes = {KIND: IndexShape, FAIR_KIND: fair.FairShape, DEADLINE_KIND: DeadlineShape}
+    return shapes[kind](hidden).num_weights
 
 
 def learned(
     weights: Sequence[float] | np.ndarray | None = None, hidden: int = 0, name: str = "learned", kind: str = KIND
 ) -> Scheduler:
     """The index network of that kind with these weights; None: all 0, the network's own rule."""
+    from jaxsched.networks.deadline import DEFAULTS, WORK, DeadlineOrder, DeadlineRefusal, DeadlineShape
     from jaxsched.networks.index import GateIndex, IndexShape, OrderIndex, retain_head
 
     values = np.zeros(num_weights(hidden, kind)) if weights is None else np.asarray(weights, np.float64)
@@ -49,6 +54,17 @@ def learned(
     if kind == FAIR_KIND:
         spec = SchedulerSpec(name, order=fair.order_head(hidden), static_keys=False, fair=fair.COUNTERS)
         return Scheduler(spec, "learned order of tenants (index network)", "train/es.py", weights=vector)
+    if kind == DEADLINE_KIND:
+        spec = SchedulerSpec(
+            name,
+            order=DeadlineOrder(DeadlineShape(hidden)),
+            static_keys=False,
+            due=True,
+            rejects_late=True,
+            refuse=DeadlineRefusal(),
+        )
+        summary = "learned order and refusal by deadlines (index network)"
+        return Scheduler(spec, summary, "train/es.py", DEFAULTS, work_params=WORK, weights=vector)
     shape = IndexShape(hidden)
     spec = SchedulerSpec(
         name,
@@ -65,6 +81,11 @@ def describe(hidden: int, kind: str = KIND) -> dict[str, object]:
     """The network as `checkpoint.save_policy` keeps it."""
     if kind == FAIR_KIND:
         return {"kind": FAIR_KIND, "hidden": hidden, "features": list(fair.FEATURES)}
+    if kind == DEADLINE_KIND:
+        from jaxsched.networks.deadline import ORDER_FEATURES, REFUSE_FEATURES
+
+        features = {"order_features": list(ORDER_FEATURES), "refuse_features": list(REFUSE_FEATURES)}
+        return {"kind": DEADLINE_KIND, "hidden": hidden, **features}
     return {
         "kind": KIND,
         "hidden": hidden,

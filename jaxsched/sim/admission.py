@@ -232,7 +232,11 @@ def admission_step(
     hopeless = jnp.bool_(False)
     if static.scheduler.rejects_late:
         assert view.due is not None
-        late = too_late(view.due, view.preempted_mask)
+        if (refuse := static.scheduler.refuse) is None:
+            late = too_late(view.due, view.preempted_mask)
+        else:
+            assert sched.weights is not None
+            late = refuse(sched.weights, view) & ~view.preempted_mask
         hopeless = exists & ~expired & jnp.any(late & (event.index == slot))
     gives_up = expired | hopeless
     row, tokens_known = column[Col.REQUEST], known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -19,6 +20,8 @@ from jaxsched.timing.step_time import constant_us, context_us, prefill_quad, qua
 
 #: Longest that the steps behind the first of a run may take together (the first: scenario.py).
 LONGEST_REST_US = 2**28
+#: Steps of a run are summed up in blocks of so many.
+BLOCK = 16
 
 
 def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool[Array, ""]:
@@ -107,12 +110,13 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     timing = params.timing
     constant = constant_us(timing, total, num_prefill, prefill_tokens, quad, num_decode)
     ctx = decode_ctx + timing.prefill_in_ctx * prefill_ctx
-    step = jnp.arange(k, dtype=jnp.int32)
+    step = _folded(jnp.arange(k, dtype=jnp.int32))
     if static.scheduler.speculates:
         constant += step_drafts_us(event, jnp.where(scheduled, jnp.maximum(after - slots.known, 0), 0))
     if static.mixed_runs:  # the first step, then decodes of all who get a token
         first_us = constant + context_us(timing, ctx)
-        constant = constant_us(timing, num_emit, *(0 * num_emit,) * 3, num_emit)
+        none = 0 * num_emit
+        constant = constant_us(timing, num_emit, none, none, none, num_emit)
         contexts, quads_us = (jnp.sum(jnp.where(emit, after, 0)), num_emit), jnp.int32(0)
         if static.chunk_runs:  # ... or further chunks of the same prompt
             filled = constant_us(timing, total, num_prefill, prefill_tokens, 0 * quad, num_decode)
@@ -123,7 +127,7 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
             quads_us = quad_us(timing, jnp.where(filling, prefill_tokens, 0), begun)
         behind_us = constant + quads_us + context_us(timing, contexts[0] + step * contexts[1])
         durations = jnp.maximum(jnp.where(step == 0, first_us, behind_us), 1)
-        longest = jnp.minimum(longest, 1 + LONGEST_REST_US // durations[-1])
+        longest = jnp.minimum(longest, 1 + LONGEST_REST_US // durations[-1, -1])
     else:
         durations = jnp.maximum(constant + context_us(timing, ctx + step * num_decode), 1)
     start = jnp.maximum(event.now, inst.end_last) if asynchronous else event.now
@@ -131,11 +135,15 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     if static.tiered:
         start = jnp.maximum(start, event.tiers.stall)
         event.tally.count(Count.STALL_US, jnp.where(formed, start - event.now, 0))
-    ends = start + jnp.cumsum(durations)
-    if k > 1:  # the gaps of a run lie in few bins (taken from the ends: XLA would compute the durations once more)
-        gaps = (ends[1:] - ends[:-1]).astype(jnp.float32)
-        limit = bin_end_us(bin_of(gaps[0]) + (RUN_BINS - 1))
-        longest = jnp.minimum(longest, 1 + jnp.sum((gaps < limit).astype(jnp.int32)))
+    within = jax.lax.cumsum(durations, axis=1)
+    blocks = within[:, -1]
+    ends = within + (start + jax.lax.cumsum(blocks) - blocks)[:, None]
+    if k > 1:  # the gaps of a run lie in few bins (taken from the sums: XLA would compute the durations once more)
+        second = within[0, 1] - within[0, 0]
+        limit = bin_end_us(bin_of(second.astype(jnp.float32)) + (RUN_BINS - 1))
+        inner, outer = within[:, 1:] - within[:, :-1], within[1:, 0]
+        below = lambda gaps: jnp.sum((gaps.astype(jnp.float32) < limit).astype(jnp.int32))
+        longest = jnp.minimum(longest, 1 + below(inner) + below(outer))
     if static.retains and k > 1:  # ... nor begins after the end of one
         expiry = event.runs.next_expiry(*event.stamp(event.now))
         expiry = jnp.where(expiry == NEVER_US, NEVER_US, expiry - event.stamp(event.now)[1] + event.now)
@@ -147,7 +155,7 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
         wake = offload.next_wake(event, taken)
         longest = jnp.minimum(longest, 1 + jnp.sum((ends < wake).astype(jnp.int32)))
     ends = jnp.where(step < longest, ends, NEVER_US)
-    first_end = ends[0]
+    first_end = ends[0, 0]
     last_end = jnp.max(jnp.where(step < longest, ends, 0))
 
     slots.computed = jnp.where(formed, after, slots.computed)
@@ -209,12 +217,13 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
     m_if = jnp.where(active, event.m, static.num_instances)
     event.state = state.replace(
         next_event=state.next_event.at[m_if].set(next_time, mode="drop"),
-        run_ends=state.run_ends.at[jnp.where(formed, event.m, static.num_instances)].set(ends, mode="drop"),
+        run_ends=state.run_ends.at[jnp.where(formed, event.m, static.num_instances)].set(ends.reshape(-1), mode="drop"),
         flags=state.flags | jnp.where(stuck, int(Flag.STUCK), 0),
     )
     if static.keeps_run_blocks:
         used = params.usable_blocks[event.m] - inst.free
-        ahead = slots.computed[None, :] + step[:, None] * (emit if static.mixed_runs else emit & decode)[None, :]
+        grows = emit if static.mixed_runs else emit & decode
+        ahead = slots.computed[None, :] + step.reshape(-1)[:, None] * grows[None, :]
         grown = jnp.sum(event.held_blocks(ahead, slots.aux) - event.held_blocks(slots.computed, slots.aux), axis=1)
         where = jnp.where(formed, event.m, static.num_instances)
         event.state = event.state.replace(run_used=event.state.run_used.at[where].set(used + grown, mode="drop"))
@@ -262,3 +271,8 @@ def _saturated(ttft, event: Event, end, column) -> Int[Array, ""]:
     """Integer TTFT, exact below 2^30 us, else the float's nearest, at most 2^31 - 128."""
     exact = ((event.state.epoch - column[Col.ARRIVAL_EPOCH]) << 30) + (end - column[Col.ARRIVAL_US])
     return jnp.where(ttft < 2.0**30, exact, jnp.minimum(ttft, 2.0**31 - 256).astype(jnp.int32))
+
+
+def _folded(steps: Int[Array, " k"]) -> Int[Array, "b w"]:
+    """What is said of each step of a run, in blocks: XLA:CPU sums up so, and passes divide no indices then."""
+    return steps.reshape(-1, BLOCK if steps.shape[0] % BLOCK == 0 else steps.shape[0])

@@ -17,8 +17,11 @@ from jaxsched.sim.views import QueueView, RouterView
 #: order head: (parameters, view of one row) -> int32 key per slot, the smallest runs next,
 #: ties in arrival order.
 OrderHead = Callable[[jax.Array, QueueView], jax.Array]
-#: gate head: (weights, view of one row) -> float32 per slot, a factor of `gate_fraction`; the same while a turn waits.
+#: gate head: (weights, view of one row, share of begun programs that sleep) -> float32 per slot, a factor of
+#: `gate_fraction`; the same while a turn waits.
 GateHead = Callable[[jax.Array, QueueView, jax.Array], jax.Array]
+#: refusal head: (weights, view of one row) -> who is refused if considered now; those who have begun never are.
+RefuseHead = Callable[[jax.Array, QueueView], jax.Array]
 #: route head: (view of the cluster) -> index of the instance.
 RouteHead = Callable[[RouterView], jax.Array]
 
@@ -47,6 +50,7 @@ class SchedulerSpec:
     admit: AdmitHead | None = None  # a memory test at admission beyond the engine's own (V1 family)
     due: bool = False  # reads due dates and predicted work (`DueView`)
     rejects_late: bool = False  # refuses who can no longer meet the limits of its class
+    refuse: RefuseHead | None = None  # ... by a learned estimate; None: `due.too_late`
     service: ServiceRule | None = None  # keeps how long calls and programs were served, for the order
     fair: FairRule | None = None  # keeps an account of the tenants' service, for the order
     offload: OffloadRule | None = None  # contexts are copied to host memory; None: the tiers below HBM are not used
@@ -69,6 +73,8 @@ class SchedulerSpec:
             raise ValueError("admission heads need a synchronous V1 engine")
         if self.rejects_late and (self.order is None or self.asynchronous or not self.due):
             raise ValueError("early rejection needs an ordered queue, a synchronous engine and due dates")
+        if self.refuse is not None and not self.rejects_late:
+            raise ValueError("a refusal head needs rejects_late")
         if self.service is not None and (self.order is None or self.asynchronous):
             raise ValueError("attained service needs an ordered queue and a synchronous engine")
         if self.compress is not None and (self.family != "v1" or self.asynchronous):

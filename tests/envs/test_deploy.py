@@ -57,9 +57,10 @@ def test_a_network_that_does_as_a_rule_compares_as_the_rule(tmp_path) -> None:
     rule, same, closed = (done.data.per_seed[name, 1.0] for name in chosen)
     assert done.results["runs/same", 1.0].warnings() == []
     # Two compiled generators of one workload differ by some microseconds in its pauses, which exact means show; areas
-    # are sums of floats. Throughput is read between snapshots, which are taken at other times.
+    # are sums of floats, and used blocks those at the end of a run, which an environment cuts elsewhere. Throughput is
+    # read between snapshots, which are taken at other times (docs/metrics.md).
     close = dict.fromkeys(("jct_max_s", "active_mean_s", "slowdown_mean", "slowdown_p99"), 1e-6)
-    close |= {"kv_used_fraction": 1e-5, "batch_mean": 1e-5, "gpu_seconds": 1e-5, "throughput_per_s": 0.1}
+    close |= {"kv_used_fraction": 1e-3, "batch_mean": 1e-5, "gpu_seconds": 1e-5, "throughput_per_s": 0.1}
     for metric in rule:
         np.testing.assert_allclose(same[metric], rule[metric], rtol=close.get(metric, 0), err_msg=metric)
     assert not np.array_equal(rule["jct_mean_s"], closed["jct_mean_s"])
