@@ -70,7 +70,7 @@ def pause_features(view: PauseView) -> Float[Array, " 5"]:
 def gate_features(view: QueueView, asleep: Float[Array, ""]) -> Float[Array, "s 3"]:
     """`GATE_FEATURES` of every slot: 1; the logarithm of the first prompt less its mean over the turns of begun
     programs that run or wait (how small it is among those it joins, whatever small is here; 0 where no program has
-    begun); and `asleep`, the share of begun programs with a context here that are paused: what they hold can be given up.
+    begun); and `asleep`, the share of begun programs with a context here that are paused: theirs can be given up.
     """
     first = _log(view.first_prompt_tokens)
     begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
