@@ -99,18 +99,25 @@ def _decides(entry: Any) -> str:
     return ", ".join(named) + ("; a bound: knows what no engine can" if entry.is_bound else "")
 
 
+def parts_of(*names: str | None) -> list[str]:
+    """Every part of a policy's name: ``("gittins+gate", "random")`` has three."""
+    return [part for name in names if name for part in name.split("+")]
+
+
+def names() -> list[str]:
+    """Every entry of the page, in its order; parts with the "+" before them."""
+    parts = (policies.RETENTIONS, policies.OFFLOADS, policies.COMPRESSIONS, PARTS)
+    return [*policies.SCHEDULERS, *(f"+{name}" for table in parts for name in table), *policies.ROUTERS]
+
+
 def _configurations() -> dict[str, list[str]]:
     """Part of a policy's name -> comparisons that run it."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "configs" / "compare").glob("*.yaml")):
         listed = (yaml.safe_load(path.read_text()).get("compare") or {}).get("policies") or []
         for item in listed:
-            name = (
-                item
-                if isinstance(item, str)
-                else "+".join(str(item[key]) for key in ("scheduler", "router") if key in item)
-            )
-            for part in name.split("+"):
+            row = {"scheduler": item} if isinstance(item, str) else item
+            for part in parts_of(row.get("scheduler"), row.get("router")):
                 if path.name not in found.setdefault(part, []):
                     found[part].append(path.name)
     return found
