@@ -1,18 +1,21 @@
 """Measure what the plots of docs/policies.md show: every policy against a rival, in a shipped comparison made smaller.
 
     python scripts/policy_results.py [NAME ...] [--redo]
+    python scripts/policy_results.py NAME ... --from FOLDER    # a finished `jaxsched compare ... --out FOLDER` instead
 
 Writes docs/policies/results.json (`python scripts/catalogue.py` draws it, without simulating) after every policy, and
-skips what it already holds. About 25 minutes of one core, mostly compiling. What is smaller: SEEDS seeds, at most
-PROGRAMS (SESSIONS of several turns) programs per lane, three arrival rates. Rates are in programs per second: multiples
-of the comparison's capacity where it gives one, or of `MEASURED`, else of the scenario's own rate.
+skips what it already holds. Minutes to an hour of one core for all, mostly compiling. What is smaller: SEEDS seeds, at
+most PROGRAMS (SESSIONS of several turns) programs per lane, three arrival rates. Rates are in programs per second:
+multiples of the comparison's capacity where it gives one, or of `MEASURED`, else of the scenario's own rate.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -40,23 +43,24 @@ MEASURED = {
 #: with the fewest parameters against the baseline.
 SHOWN_IN = {
     "vllm": "demo", "vllm-priority": "priorities", "sjf": "code_bursty", "srpt": "code_bursty", "mlfq": "code_bursty",
-    "ewsjf": "code_bursty", "sarathi": "demo", "vllm-v0": "demo", "static": "demo",
-    "pfcfs": "continuum", "continuum": "continuum", "gittins": "continuum", "plas": "autellix",
+    "ewsjf": "batch_inference", "sarathi": "demo", "vllm-v0": "demo", "static": "demo",
+    "pfcfs": "regimes_mixed", "continuum": "regimes_mixed", "gittins": "regimes_mixed",
+    "+ttl": "regimes_mixed", "plas": "autellix",
     "aggressive": "past_future_uniform", "past_future": "past_future_uniform", "conservative": "past_future_uniform",
     "fastswitch": "fastswitch_unshared", "vllm_swap": "fastswitch_unshared/vllm_swap/recompute",
-    "srpt_program": "regimes_swe", "vtc": "fairness", "vtc-predict": "fairness", "vtc-oracle": "fairness",
+    "srpt_program": "regimes_mixed", "vtc": "fairness", "vtc-predict": "fairness", "vtc-oracle": "fairness",
     "wfq": "fairness", "drr": "fairness", "edd": "deadlines", "edf": "deadlines", "mdd": "deadlines",
-    "slack": "deadlines", "atc": "deadlines", "batchllm": "batch_inference",
-    "+clair": "regimes_swe", "+gate": "continuum/continuum+gate/continuum", "+offload": "retention_rules",
-    "+prefetch": "prefetch", "+peak": "regimes_swe", "+early_reject": "deadlines/fcfs + early rejection",
+    "slack": "deadlines", "atc": "deadlines", "batchllm": "batch_inference", "+april": "rollouts_full",
+    "+clair": "regimes_mixed", "+gate": "regimes_mixed/gittins+gate/gittins", "+offload": "retention_rules",
+    "+prefetch": "prefetch", "+peak": "regimes_mixed", "+early_reject": "deadlines/fcfs + early rejection",
     "+spec": "speculative/fixed 4", "least_kv": "routers",
 }  # fmt: skip
 #: Of the few that want other sizes: the first 200 answers of a history are the prior of `past_future`.
 SIZES = {"past_future_uniform": 400, "rollouts": 32}
 
 
-def chosen(name: str) -> tuple[str, str, str]:
-    """Comparison, row of the policy, row of its rival (the baseline, or the first other row)."""
+def places(name: str) -> list[tuple[str, str, str]]:
+    """Comparison, row of the policy, row of its rival (the baseline, or the first other row); the best place first."""
     where, *rows = SHOWN_IN.get(name, "").split("/")
     found = []
     for path in sorted((ROOT / "configs" / "compare").glob("*.yaml")):
@@ -71,7 +75,7 @@ def chosen(name: str) -> tuple[str, str, str]:
             found.append((*rank, path.stem, choice.name, rows[1] if len(rows) > 1 else rival))
     if not found:
         raise UserError(f"no comparison runs {name}", expected="a row in configs/compare")
-    return min(found)[4:]
+    return [each[4:] for each in sorted(found)]
 
 
 class Runs:
@@ -107,30 +111,63 @@ def measured(comparison: str, row: str) -> dict[str, Any]:
     print(f"{comparison}, {row}: {time.monotonic() - start:.0f} s", flush=True)
     warnings = sorted({text for result in results for text in result.warnings()})
     return {
-        "metric": section.metric, "unit": "capacity" if given else "the scenario's rate", "values": values,
+        "metric": section.metric, "values": values,
         "rates_per_s": [float(f"{unit * load:.4g}") for load in loads], "num_programs": num, "warnings": warnings,
     }  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
-    simulation.compiler_options = lambda is_large=False: quick_compiler_options()  # runs of a moment, many programs
-    RESULTS.parent.mkdir(exist_ok=True)
-    data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"policies": {}}
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    data["made"] = {
-        "command": "python scripts/policy_results.py", "commit": git.stdout.strip(), "seeds": SEEDS,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "date": time.strftime("%Y-%m-%d"),
+def finished(folder: Path, name: str) -> dict[str, Any]:
+    """The entry of a policy from what `jaxsched compare` wrote."""
+    source = folder / "comparison.json"
+    outcome = json.loads(source.read_text())
+    comparison = re.search(r"configs/compare/(\w+)\.yaml", outcome["command"])
+    if comparison is None:
+        raise UserError(f"no shipped comparison in {outcome['command']!r}", where=str(source))
+    rows = {(row["policy"], row["load"]): row for row in outcome["per_seed"]}
+    loads = sorted({load for _, load in rows})
+    config = load_compare(str(ROOT / "configs" / "compare" / f"{comparison[1]}.yaml"))
+    row, rival = next((row, rival) for place, row, rival in places(name) if place == comparison[1])
+    metric = config.compare.metric
+    values = {p: [[float(f"{v:.5g}") for v in rows[p, load][metric]] for load in loads] for p in (row, rival)}
+    num = re.search(r"--workload\.num_requests (\d+)", outcome["command"])
+    rates = [float(f"{load * outcome['capacity_per_s']:.4g}") for load in loads]
+    return {
+        "comparison": comparison[1], "row": row, "rival": rival, "metric": metric, "rates_per_s": rates,
+        "num_programs": int(num[1]) if num else config.workload.num_requests, "seeds": len(values[row][0]),
+        "values": values[row], "rival_values": values[rival], "warnings": [],
+        "command": outcome["command"].split(" --out")[0], "commit": outcome["versions"].get("git", "not recorded"),
+        "date": time.strftime("%Y-%m-%d", time.gmtime(source.stat().st_mtime)),
     }  # fmt: skip
+
+
+def compared(name: str, runs: Runs, commit: str) -> dict[str, Any]:
+    """The entry of a policy, measured now."""
+    comparison, row, rival = places(name)[0]
+    own, other = runs(comparison, row), runs(comparison, rival)
+    return {
+        "comparison": comparison, "row": row, "rival": rival, **own, "rival_values": other["values"],
+        "warnings": sorted({*own["warnings"], *other["warnings"]}), "seeds": SEEDS,
+        "command": f"python scripts/policy_results.py {name}", "commit": commit, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="of policies, as in docs/policies.md; none: all")
+    parser.add_argument("--redo", action="store_true", help="also those that the file holds")
+    parser.add_argument("--from", dest="folder", type=Path, help="what `jaxsched compare --out` wrote")
+    options = parser.parse_args()
+    simulation.compiler_options = lambda is_large=False: quick_compiler_options()  # runs of a moment, many programs
+    git = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    RESULTS.parent.mkdir(exist_ok=True)
     runs = Runs()
-    for name in [a for a in arguments if not a.startswith("-")] or names():
-        if name in data["policies"] and "--redo" not in arguments:
+    for name in options.names or names():
+        data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"policies": {}}
+        data["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+        if name in data["policies"] and not options.redo:
             continue
-        comparison, row, rival = chosen(name)
-        own, other = runs(comparison, row), runs(comparison, rival)
-        data["policies"][name] = {
-            "comparison": comparison, "row": row, "rival": rival, **own, "rival_values": other["values"],
-            "rival_warnings": other["warnings"],
-        }  # fmt: skip
+        entry = finished(options.folder, name) if options.folder else compared(name, runs, git.stdout.strip())
+        data["policies"][name] = entry
         temporary = RESULTS.with_suffix(".tmp")
         temporary.write_text(json.dumps(data, indent=1) + "\n")
         temporary.replace(RESULTS)
@@ -138,4 +175,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
