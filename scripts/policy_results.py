@@ -5,8 +5,9 @@
 
 Writes docs/policies/results.json (`python scripts/catalogue.py` draws it, without simulating) after every policy, and
 skips what it already holds. Minutes to an hour of one core for all, mostly compiling. What is smaller: SEEDS seeds, at
-most PROGRAMS (SESSIONS of several turns) programs per lane, three arrival rates. Rates are in programs per second:
-multiples of the comparison's capacity where it gives one, or of `MEASURED`, else of the scenario's own rate.
+most PROGRAMS (SESSIONS of several turns) programs per lane, three arrival rates (one for sessions). Rates are in
+programs per second: multiples of the comparison's capacity where it gives one, or of `MEASURED`, else of the scenario's
+own rate.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from jaxsched.scenario import from_config, policy_from_config
 from jaxsched.xla import quick_compiler_options
 
 RESULTS = ROOT / "docs" / "policies" / "results.json"
-SEEDS, PROGRAMS, SESSIONS, JOBS = 4, 300, 60, 150
+SEEDS, PROGRAMS, SESSIONS, JOBS = 4, 300, 24, 150
 #: Multiples where a comparison has less than two loads.
 LOADS = (0.6, 1.0, 1.4)
+#: ... and where the workload is of sessions: so few of them press on memory only if they come fast.
+SESSION_LOADS = (2.0,)
 #: Load 1 of comparisons that let the saturation finder look for it, programs per second (docs/reproductions.md).
 MEASURED = {
     "deadlines": 18.9, "past_future_uniform": 0.353, "priorities": 2.95, "regimes_swe": 0.101, "routing": 19.8,
@@ -103,6 +106,7 @@ def measured(comparison: str, row: str) -> dict[str, Any]:
     unit = given or scenario.rate_per_s
     loads = section.loads if len(section.loads) > 1 else list(LOADS)
     loads = loads if len(loads) <= 3 else [loads[0], loads[len(loads) // 2], loads[-1]]
+    loads = list(SESSION_LOADS) if scenario.max_turns > 1 else loads
     loads = [1.0] if scenario.is_job_list or scenario.rounds is not None else loads
     policy = policy_from_config(config, row, config.policies()[row])
     start = time.monotonic()
