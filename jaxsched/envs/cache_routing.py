@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -56,7 +56,7 @@ class CacheRouting(ClusterEnv):
         obs = super().observe(state, params)
         sim, requests = self._inputs(params, state.workload)
         machine, static = state.machine, self.static
-        row, home, now, arrives = _next_request(self, requests, machine)
+        row, home, now, arrives = next_request(self, requests, machine)
         view = machine.view if static.delayed_view else live_view(static, sim, machine, now)
         if static.delayed_cache:
             caches = machine.routing.seen
@@ -90,7 +90,7 @@ def _predicted(params: ClusterParams, requests: Requests, row: Int[Array, ""]) -
     return jnp.where(sigma < 0.0, 0.0, counts(guess))
 
 
-def _next_request(env: ClusterEnv, requests: Requests, machine: State) -> tuple[Array, Array, Array, Array]:
+def next_request(env: ClusterEnv, requests: Requests, machine: State) -> tuple[Array, Array, Array, Array]:
     """Row of the request that arrives next, where its program's last turn ran (-1), when, and whether that is now."""
     arrival, _, returning = next_input_time(env.static, requests, machine)
     now = jnp.minimum(arrival, returning)
@@ -106,6 +106,9 @@ def _next_request(env: ClusterEnv, requests: Requests, machine: State) -> tuple[
         home = jnp.where(first, -1, jnp.sum(jnp.where(mine, paused.instance, 0)))
     arrives = (machine.locked < 0) & (now <= jnp.min(machine.next_event)) & (now != NEVER_US)
     return row, home, jnp.where(arrives, now, machine.now), arrives
+
+
+R = TypeVar("R", bound=CacheRouting)
 
 
 def default_scenario() -> Scenario:
@@ -130,11 +133,12 @@ def make_cache_routing(
     residual_s: float = 100.0,
     length_error: float | None = None,
     max_steps: int = 20_000,
+    cls: type[R] = CacheRouting,
     **settings: float,
-) -> tuple[CacheRouting, ClusterParams]:
-    """`CacheRouting` and its parameters; arguments as those of `AgentSessions`."""
+) -> tuple[R, ClusterParams]:
+    """`CacheRouting`, or another `cls` of its kind, and its parameters; arguments as those of `AgentSessions`."""
     return build(
-        CacheRouting, HEADS, scenario_of(scenario, default_scenario(), num_programs),
+        cls, HEADS, scenario_of(scenario, default_scenario(), num_programs),
         heads=heads, policy=policy, settings={"max_num_seqs": 48, "token_budget": 2048, **settings}, seeds=seeds,
         ranges=randomise, reward=reward, burst=burst, tick_ms=None, num_items=num_items, num_slots=num_slots,
         cache_runs=cache_runs, horizon_s=horizon_s, residual_s=residual_s, length_error=length_error, work_error=None,

@@ -6,15 +6,13 @@ import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
-from jaxsched.envs.build import SEEDS, build, llama_on_a100, scenario_of
+from jaxsched.envs.build import SEEDS, build, llama_on_a100, mixture, scenario_of
 from jaxsched.envs.cluster import ClusterEnv, ClusterParams
 from jaxsched.envs.pool import Ranges
 from jaxsched.scenario import Scenario, Tenant
-from jaxsched.workloads import get_preset
-from jaxsched.workloads.presets import Preset
-from jaxsched.workloads.tenants import TenantMix, TenantPart
 
-HEADS = ("order",)
+HEADS = ("order", "preempt")
+DEFAULT_HEADS = ("order",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +28,11 @@ class TenantFairness(ClusterEnv):
       of log-sd `length_error`); one instance; globals as in `features.GLOBAL_FEATURES`, then lead and number of waiting
       requests of every tenant.
     - Action: "order": a score per item, the highest of those that wait is admitted first; requests that arrive during
-      the step come behind all scored ones. Nobody is preempted by choice.
-    - Mask: items that wait.
+      the step come behind all scored ones. "preempt" (not by default): per item, a level; where the KV blocks of those
+      who run do not fit, the lowest level is preempted first, of equal ones the last admitted. Who is admitted during
+      the step has level `controls.DEFAULT_LEVEL` until the next decision. Nobody is preempted without need: none makes
+      room for one that waits. (The default scenario's pool is never short: give one with less memory.)
+    - Mask: order: items that wait; preempt: items that run take a decision.
     - Reward: ``"fairness"``: minus the growth of the largest service gap between two tenants (docs/metrics.md), in
       1,000 weighted tokens: the return of an episode is minus its gap. ``"latency"``, ``"goodput"`` as elsewhere.
     - Termination: all requests are done, or `horizon_s` is reached; then every request that has arrived and is not done
@@ -51,17 +52,14 @@ def default_scenario() -> Scenario:
         ("writer", "creation", 0.5, 0.0, 1.0),
         ("flood", "sharegpt", 15.0, 0.3, 0.7),
     )
-    mix = TenantMix(
-        tuple(TenantPart(name, get_preset(preset).spec, *rest) for name, preset, *rest in parts)  # type: ignore[arg-type]
-    )
-    workload = Preset("tenants", "three tenants and a flood", "configuration", mix, mix.rate_per_s)
+    workload = mixture("tenants", "three tenants and a flood", *parts)
     tenants = tuple(Tenant(name) for name, *_ in parts)
-    return llama_on_a100("tenants", workload, 300, mix.rate_per_s, ttft_us=2_000_000, tenants=tenants)
+    return llama_on_a100("tenants", workload, 300, workload.rate_per_s, ttft_us=2_000_000, tenants=tenants)
 
 
 def make_tenant_fairness(
     *,
-    heads: Iterable[str] = HEADS,
+    heads: Iterable[str] = DEFAULT_HEADS,
     scenario: Scenario | str | None = None,
     policy: str = "vllm",
     num_programs: int | None = None,
