@@ -1,6 +1,7 @@
 """What a decision is worth: returns of simple rules for each head that is not learned by default, and for each fleet.
 
     python benchmarks/heads.py [evict preempt draft ratio scale route] [--seeds 16] [--first 0] [--json]
+    python benchmarks/heads.py scale --run runs/fleet_ppo
 
 Every rule plays the same workloads; shown are the mean return per program, and the paired difference to the first rule
 (which is what the engine would do) with its standard error. Nothing is trained here: a head of which no simple rule
@@ -130,18 +131,47 @@ def cases() -> dict[str, tuple[str, dict[str, Any], str, dict[str, Rule]]]:
     }  # fmt: skip
 
 
-def measure(case: tuple[str, dict[str, Any], str, dict[str, Rule]], seeds: range, chunk: int = 64) -> dict[str, Any]:
+def learned(export: Any, name: str, head: str, obs: Any) -> Rule:
+    """The most likely choice of a trained network as a rule."""
+    import jax
+    import numpy as np
+
+    from jaxsched.errors import UserError
+    from jaxsched.networks import greedy
+    from jaxsched.networks.policy import policy_from_dict
+
+    found, network = export.scenario.get("id"), policy_from_dict(export.network)
+    if found != name or [spec.name for spec in network.heads] != [head]:
+        raise UserError(f"{export.path} was trained on {found}", where="--run", expected=f"{name}, head {head} alone")
+    like = jax.eval_shape(network.init, jax.random.key(0), obs)
+    weights = export.params_like(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
+    carry = network.initial_carry(())
+    return lambda env, obs: greedy(network.heads, network.apply(weights, obs, carry)[0], obs)[head]
+
+
+def measure(
+    case: tuple[str, dict[str, Any], str, dict[str, Rule]], seeds: range, runs: list[str] | None = None, chunk: int = 64
+) -> dict[str, Any]:
     """Returns per program ``[rule, seed]``, rules, and whether the machine complained."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     import jaxsched as js
+    from jaxsched.checkpoint import load_policy
     from jaxsched.envs.base import select
     from jaxsched.xla import compiler_options
 
     name, arguments, head, rules = case
+    exports = {run: load_policy(run) for run in runs or ()}
+    for export in exports.values():  # all decide as often as the first was trained to
+        arguments = {"burst": (export.scenario.get("options") or {}).get("burst"), **arguments}
+    arguments = {key: value for key, value in arguments.items() if value is not None}
     env, params = js.make(name, heads=(head,), seeds=seeds, **arguments)
+    start = jax.jit(jax.vmap(env.reset_to, (0, None)))
+    if exports:
+        example = jax.tree.map(lambda x: x[0], start(jnp.zeros(1, jnp.int32), params)[0])
+        rules = rules | {run: learned(export, name, head, example) for run, export in exports.items()}
 
     def one(carry, rule):
         obs, state, total, done = carry
@@ -159,7 +189,7 @@ def measure(case: tuple[str, dict[str, Any], str, dict[str, Rule]], seeds: range
     count = len(seeds)
     rule = jnp.repeat(jnp.arange(len(rules), dtype=jnp.int32), count)
     workload = jnp.tile(jnp.arange(count, dtype=jnp.int32), len(rules))
-    obs, state = jax.jit(jax.vmap(env.reset_to, (0, None)))(workload, params)
+    obs, state = start(workload, params)
     carry = (obs, state, jnp.zeros(len(rule)), jnp.zeros(len(rule), bool))
     several = jax.jit(several, compiler_options=compiler_options())
     for _ in range(400):
@@ -176,6 +206,7 @@ def main() -> int:
     parser.add_argument("heads", nargs="*", help="all by default")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--run", nargs="*", default=[], help="trained networks of the head, e.g. runs/fleet_ppo")
     parser.add_argument("--json", action="store_true", help="the last line of stdout is JSON")
     options = parser.parse_args()
 
@@ -183,8 +214,10 @@ def main() -> int:
 
     configure_jax()
     known, out = cases(), {}
+    if options.run and len(options.heads) != 1:
+        parser.error("--run needs the one head that it learned")
     for name in options.heads or known:
-        found = measure(known[name], range(options.first, options.first + options.seeds))
+        found = measure(known[name], range(options.first, options.first + options.seeds), options.run)
         returns = found["returns"]
         print(f"{name}: {known[name][0]}, flags {found['flags']}, all done: {found['done']}")
         for rule, values in zip(found["rules"], returns, strict=True):
