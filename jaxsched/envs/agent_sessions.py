@@ -13,7 +13,8 @@ from jaxsched.scenario import Scenario, SloClass
 from jaxsched.timing import describe
 from jaxsched.workloads import get_preset
 
-HEADS = ("order", "retain", "gate")
+HEADS = ("order", "retain", "gate", "evict")
+DEFAULT_HEADS = ("order", "retain", "gate")
 #: Training ranges of the regime study, section 6: load 0.9-1.3 (the default rate is load 1.1), pool 0.4-1 of the
 #: working set (the default is 0.5), tails of tools, burstiness, share of short programs.
 RANDOMISED = Ranges(
@@ -36,9 +37,13 @@ class AgentSessions(ClusterEnv):
       step come behind all scored ones, in order of arrival. "retain": per item, how long the context is kept from the
       start of its program's next (or present) pause, index into `controls.TTL_S`. "gate": share of the pool that
       contexts of begun programs may fill before new programs wait, index into `controls.GATE_FRACTIONS`; whatever it
-      is, a program begins when nothing runs. Heads that are not learned are those of `policy`.
-    - Mask: order: items that wait; retain: items that run or pause take a decision, the others keep what they have;
-      gate: all.
+      is, a program begins when nothing runs. "evict" (not by default): per item, a level; where blocks are taken
+      from contexts that are not pinned, and then where pins must yield, the lowest level goes first, of equal ones the
+      context released first; contexts whose next turn waits go last. Programs that nothing was decided about have level
+      `controls.DEFAULT_LEVEL`. What belongs to no program that goes on is evicted before all contexts. Heads that are
+      not learned are those of `policy`.
+    - Mask: order: items that wait; retain, evict: items that run or pause take a decision, the others keep what they
+      have; gate: all.
     - Reward: minus program-seconds in the system during the step (a program counts from its first arrival to its last
       output), so that the return of an episode is minus the number of programs times their mean completion time.
       ``reward="goodput"``: turns finished within their limits.
@@ -69,7 +74,7 @@ def default_scenario() -> Scenario:
 
 def make_agent_sessions(
     *,
-    heads: Iterable[str] = HEADS,
+    heads: Iterable[str] = DEFAULT_HEADS,
     scenario: Scenario | str | None = None,
     policy: str = "gittins+gate",
     num_programs: int | None = None,

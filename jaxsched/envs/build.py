@@ -13,14 +13,25 @@ import numpy as np
 from jaxsched import policies
 from jaxsched.caching import with_cache
 from jaxsched.envs.cluster import ClusterEnv, ClusterParams
-from jaxsched.envs.controls import CHOSEN_RETENTION, TOKEN_BUDGETS, chosen_route, scored_order
+from jaxsched.envs.controls import (
+    CHOSEN_RETENTION,
+    DRAFTS,
+    NO_RETENTION,
+    TOKEN_BUDGETS,
+    chosen_eviction,
+    chosen_route,
+    chosen_victim,
+    route_among_open,
+    scored_order,
+)
 from jaxsched.envs.pool import Ranges, make_pool
 from jaxsched.errors import UserError
 from jaxsched.lanes import params_of, static_of
 from jaxsched.policies.base import Policy, Router
+from jaxsched.policies.compression import FIXED
 from jaxsched.policies.program_fcfs import arrival_order
 from jaxsched.scenario import Scenario, SloClass, load
-from jaxsched.sim.static import SimStatic
+from jaxsched.sim.static import SchedulerSpec, SimStatic
 from jaxsched.timing import describe
 from jaxsched.workloads import Preset
 
@@ -32,6 +43,9 @@ SEEDS = range(10_000, 10_064)
 _CHOSEN_ROUTER = Router(
     "chosen", chosen_route, "the instance that was chosen", "", reads_blocks=True, reads_cache="cache",
     params={"chosen_instance": 0.0},
+)  # fmt: skip
+_OPEN_ROUTER = Router(
+    "open", route_among_open, "fewest outstanding requests among instances that are on", "", params={"open": 1.0}
 )  # fmt: skip
 
 
@@ -76,6 +90,7 @@ def build(
     work_error: float | None,
     max_steps: int,
     to_arrival: bool = False,
+    loss_cost: float = 1.0,
 ) -> tuple[E, ClusterParams]:
     """See the environments for what each argument means.
 
@@ -120,7 +135,7 @@ def build(
             f"heads {', '.join(learned)} with policy {policy}: nothing is retained",
             where=where,
             expected="a workload of several turns per program, and a prefix cache of runs",
-            hint="Leave out retain and gate, and take a policy without them.",
+            hint="Leave out retain, evict and gate, and take a policy without them.",
         )
     env = cls(
         static=static,
@@ -142,6 +157,7 @@ def build(
         length_error=hidden(length_error),
         work_error=hidden(work_error),
         max_steps_in_episode=jnp.int32(max_steps),
+        loss_cost=jnp.float32(loss_cost) if "ratio" in learned else None,
     )
     return env, params
 
@@ -180,6 +196,7 @@ def inline_policy(name: str, settings: dict[str, float], learned: tuple[str, ...
             where=where,
             expected="a synchronous V1 scheduler that is no bound and copies nothing, e.g. gittins+gate",
         )
+    _check_features(name, spec, learned, where)
     changes: dict[str, Any] = {"order": spec.order or arrival_order}
     if "order" in learned:
         changes |= {"order": scored_order, "static_keys": True, "preemptive": False, "service": None}
@@ -188,20 +205,46 @@ def inline_policy(name: str, settings: dict[str, float], learned: tuple[str, ...
     if "retain" in learned:
         changes["retain"] = CHOSEN_RETENTION
         scheduler = dataclasses.replace(scheduler, retain_params={})
+    if "evict" in learned:
+        changes["retain"] = dataclasses.replace(
+            changes.get("retain", spec.retain or NO_RETENTION), value=chosen_eviction
+        )
     if "gate" in learned:
         changes["gate"] = True
+    if "preempt" in learned:
+        changes |= {"victim": chosen_victim, "priority_victims": False}
+    if "ratio" in learned:
+        changes["compress"] = FIXED
     scheduler = dataclasses.replace(scheduler, spec=dataclasses.replace(spec, **changes))
-    router = _CHOSEN_ROUTER if "route" in learned else base.router
+    router = _CHOSEN_ROUTER if "route" in learned else _OPEN_ROUTER if "scale" in learned else base.router
+    if "draft" in learned:  # room in the budget, and in what is compiled, for the longest drafts
+        base = base.with_params(num_speculative_tokens=max(DRAFTS))
+        overrides = dict(base.overrides)
     if "batch" in learned:
-        least = int(base.settings()["max_num_seqs"])
-        if least > min(TOKEN_BUDGETS):
+        least, each = int(base.settings()["max_num_seqs"]), 1 + int(base.settings().get("num_speculative_tokens", 0))
+        if least * each > min(TOKEN_BUDGETS):
             raise UserError(
-                f"max_num_seqs {least}", where=where, expected=f"at most the smallest budget, {min(TOKEN_BUDGETS)}"
-            )
+                f"max_num_seqs {least}" + (f" of {each} tokens, drafts included" if each > 1 else ""), where=where,
+                expected=f"at most the smallest budget, {min(TOKEN_BUDGETS)}",
+                hint=f"Set max_num_seqs={min(TOKEN_BUDGETS) // each}, or leave the batch as it is." if each > 1 else "",
+            )  # fmt: skip
     policy = dataclasses.replace(base, name=f"{name} with learned {', '.join(learned)}", scheduler=scheduler)
     policy = dataclasses.replace(policy, router=router)
     known = policy.settings()
     return dataclasses.replace(policy, overrides=tuple((k, v) for k, v in overrides.items() if k in known))
+
+
+def _check_features(name: str, spec: SchedulerSpec, learned: tuple[str, ...], where: str) -> None:
+    """Refuse heads of something that the inline policy does not do."""
+    for head, there, what, example in (
+        ("draft", spec.speculates, "drafts no tokens", "vllm+spec"),
+        ("ratio", spec.compress is not None, "compresses no KV", "vllm+h2o"),
+    ):
+        if head in learned and not there:
+            raise UserError(
+                f"head {head!r} with policy {name}, which {what}", where=where,
+                expected=f"an inline policy that does, e.g. policy={example!r}",
+            )  # fmt: skip
 
 
 def _sized(static: SimStatic, scenario: Scenario, cache_runs: int) -> SimStatic:

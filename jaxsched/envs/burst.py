@@ -5,6 +5,9 @@ That is who was admitted and in which order, and when exactly programs ended; pl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -22,8 +25,13 @@ from jaxsched.sim.retain import deadline
 from jaxsched.sim.state import Col, Count, Instance, Paused, Slots, State
 from jaxsched.sim.static import SimStatic
 
-_ADMISSIONS = tuple(Instance.__dataclass_fields__).index("admissions")
+_ADMISSIONS, _WAITING, _RUNNING = (
+    tuple(Instance.__dataclass_fields__).index(name) for name in ("admissions", "waiting", "running")
+)
 _ORDER = tuple(Slots.__dataclass_fields__).index("order")
+
+#: (state before a micro-step, state after it) -> numbers, summed over the micro-steps of a burst.
+Watch = Callable[[State, State], Array]
 
 
 def run_burst(
@@ -34,16 +42,18 @@ def run_burst(
     length: int,
     to_arrival: bool,
     may_arrive: Bool[Array, ""],
-) -> tuple[State, Int[Array, " length"], tuple[Float[Array, " c"], Float[Array, " c"]]]:
+    watch: Watch | None = None,
+) -> tuple[State, Int[Array, " length"], tuple[Float[Array, " c"], Float[Array, " c"]], Any]:
     """`machine.advance` without the end of the chunk, and what only the micro-steps in between can tell.
 
-    Returns the state; the row that each micro-step admitted (-1 = none); and per class how many programs ended, and the
-    sum over them of the seconds since the burst began.
+    Returns the state; the row that each micro-step admitted (-1 = none); per class how many programs ended, and the
+    sum over them of the seconds since the burst began; and the sum over micro-steps of what `watch` says (None without
+    one).
     """
     start = state.now
 
     def body(carry, _):
-        state, num, sum_s, may_arrive = carry
+        state, num, sum_s, may_arrive, seen = carry
         limited = params
         if to_arrival:
             arrival, _, returning = next_input_time(static, requests, state)
@@ -56,11 +66,24 @@ def run_burst(
         num = num + ends
         sum_s = sum_s + ends * ((after.now - start).astype(jnp.float32) * 1e-6)
         may_arrive &= after.sequence == state.sequence
-        return (after, num, sum_s, may_arrive), admitted_row(static, after)
+        if watch is not None:
+            seen = seen + watch(state, after)
+        return (after, num, sum_s, may_arrive, seen), admitted_row(static, after)
 
     none = jnp.zeros(static.num_classes, jnp.float32)
-    (state, num, sum_s, _), admitted = jax.lax.scan(body, (state, none, none, may_arrive), None, length=length)
-    return apply_pending(state), admitted, (num, sum_s)
+    nothing = None
+    if watch is not None:
+        shape = jax.eval_shape(watch, state, state)
+        nothing = jnp.zeros(shape.shape, shape.dtype)
+    carry = (state, none, none, may_arrive, nothing)
+    (state, num, sum_s, _, seen), admitted = jax.lax.scan(body, carry, None, length=length)
+    return apply_pending(state), admitted, (num, sum_s), seen
+
+
+def held_work(state: State) -> Bool[Array, " m"]:
+    """Which instances have requests (what the last micro-step left to write included)."""
+    instance = apply_pending(state).instance
+    return instance[_WAITING] + instance[_RUNNING] > 0
 
 
 def program_ends(static: SimStatic, before: State, after: State) -> Float[Array, " c"]:

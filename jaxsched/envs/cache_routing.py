@@ -56,7 +56,7 @@ class CacheRouting(ClusterEnv):
         obs = super().observe(state, params)
         sim, requests = self._inputs(params, state.workload)
         machine, static = state.machine, self.static
-        row, home, now, arrives = _next_request(self, requests, machine)
+        row, home, now, arrives = next_request(self, requests, machine)
         view = machine.view if static.delayed_view else live_view(static, sim, machine, now)
         if static.delayed_cache:
             caches = machine.routing.seen
@@ -90,7 +90,7 @@ def _predicted(params: ClusterParams, requests: Requests, row: Int[Array, ""]) -
     return jnp.where(sigma < 0.0, 0.0, counts(guess))
 
 
-def _next_request(env: ClusterEnv, requests: Requests, machine: State) -> tuple[Array, Array, Array, Array]:
+def next_request(env: ClusterEnv, requests: Requests, machine: State) -> tuple[Array, Array, Array, Array]:
     """Row of the request that arrives next, where its program's last turn ran (-1), when, and whether that is now."""
     arrival, _, returning = next_input_time(env.static, requests, machine)
     now = jnp.minimum(arrival, returning)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsched.envs import features
 from jaxsched.envs.base import Environment, Observation
 from jaxsched.envs.burst import (
+    Watch,
     arrival_is_next,
     between_s,
     executed_ranks,
@@ -27,15 +28,15 @@ from jaxsched.envs.burst import (
     with_deadlines,
 )
 from jaxsched.envs.controls import (
-    DEFAULT_TTL,
-    GATE_FRACTIONS,
-    TOKEN_BUDGETS,
-    TTL_S,
-    UNSCORED,
+    CHOICES,
+    INSTANCE_CHOICES,
+    ITEM_CHOICES,
     Controls,
+    after_action,
+    first_controls,
+    had_choice,
     in_force,
-    key_of,
-    put_by_program,
+    who_decides,
 )
 from jaxsched.envs.pool import Pool
 from jaxsched.envs.spaces import Box, Discrete, Space
@@ -64,6 +65,8 @@ class ClusterParams(struct.PyTreeNode):
     length_error: Float[Array, ""]  # log-sd of predicted output lengths in the observation, < 0 = not shown
     work_error: Float[Array, ""]  # log-sd of the predicted tokens left of a program, < 0 = not shown
     max_steps_in_episode: Int[Array, ""]
+    loss_cost: Float[Array, ""] | None = None  # of an answer wholly lost to KV compression; None: not charged
+    own: Any = None  # of one kind of environment
 
 
 class ClusterState(struct.PyTreeNode):
@@ -78,6 +81,7 @@ class ClusterState(struct.PyTreeNode):
     dt_s: Float[Array, ""]  # length of the last step
     step: Int[Array, ""]
     short_ticks: Int[Array, ""]  # ticks whose micro-steps did not suffice (`ClusterEnv.burst` too small)
+    own: Any = None  # what one kind of environment keeps besides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +121,9 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         n = self.total_items
         spaces: dict[str, Space] = {
             "order": Box(-float("inf"), float("inf"), (n,)),
-            "retain": Discrete(len(TTL_S), (n,)),
-            "gate": Discrete(len(GATE_FRACTIONS)),
-            "batch": Discrete(len(TOKEN_BUDGETS)),
-            "route": Discrete(self.static.num_instances),
+            **{head: Discrete(self.static.num_instances) for head in INSTANCE_CHOICES},
+            **{head: Discrete(num, (n,)) for head, num in ITEM_CHOICES.items()},
+            **{head: Discrete(num) for head, num in CHOICES.items()},
         }
         return {head: spaces[head] for head in self.learned}
 
@@ -137,15 +140,7 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         programs = params.pool.first.shape[0] * self.num_programs  # attained service is kept by program
         machine = init_state(self.static, sim, params.pool.requests.num_rows if self.static.record else programs)
         machine = machine.replace(arrivals=params.pool.first[workload])
-        p = self.num_programs
-        learned = self.learned
-        controls = Controls(
-            order=jnp.full(p, UNSCORED, jnp.int32) if "order" in learned else None,
-            retain=jnp.full(p, DEFAULT_TTL, jnp.int32) if "retain" in learned else None,
-            gate=jnp.int32(GATE_FRACTIONS.index(0.8)) if "gate" in learned else None,
-            batch=jnp.int32(TOKEN_BUDGETS.index(2048)) if "batch" in learned else None,
-            route=jnp.int32(0) if "route" in learned else None,
-        )
+        controls = first_controls(self.learned, self.num_programs, self.static.num_instances)
         zero: Array = jnp.int32(0)
         state = ClusterState(
             machine=machine,
@@ -157,6 +152,7 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
             dt_s=jnp.float32(0.0),
             step=zero,
             short_ticks=zero,
+            own=self._own_start(),
         )
         return self.observe(state, params), state
 
@@ -184,11 +180,8 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         sigmas = params.length_error, params.work_error
         controls = [
             control.astype(jnp.float32) / size
-            for control, size in (
-                (state.controls.gate, len(GATE_FRACTIONS)),
-                (state.controls.batch, len(TOKEN_BUDGETS)),
-            )
-            if control is not None
+            for head, size in CHOICES.items()
+            if (control := getattr(state.controls, head)) is not None
         ]
         overall = features.global_features(machine, items, state.dt_s)
         if self.static.tenants:
@@ -207,9 +200,9 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         for head in self.learned:
             if head == "order":
                 masks[head] = items.waiting
-            elif head == "retain":
-                decides = (items.running | items.paused)[:, None]
-                masks[head] = decides | (jnp.arange(len(TTL_S)) == 0)[None, :]
+            elif head in ITEM_CHOICES:
+                decides = who_decides(head, items)[:, None]
+                masks[head] = decides | (jnp.arange(ITEM_CHOICES[head]) == 0)[None, :]
             else:
                 space = self.action_space()[head]
                 assert isinstance(space, Discrete)
@@ -224,10 +217,8 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         sim, requests = self._inputs(params, state.workload)
         first = params.pool.first[state.workload]
         items = state.items
-        controls = self._controls(state.controls, items, action)
-        sim = sim.replace(scheduler=in_force(sim.scheduler, controls, first))
-        if controls.route is not None:
-            sim = sim.replace(route=controls.route.astype(jnp.float32)[None])
+        controls = after_action(state.controls, items, action)
+        sim = in_force(sim, controls, first)
         before = state.machine
         if controls.retain is not None and isinstance(before.kv, RunTableState):
             before = before.replace(kv=with_deadlines(before.kv, before.paused, requests, controls.retain, first))
@@ -237,7 +228,9 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         may_arrive = jnp.bool_(True)
         if self.to_arrival:
             may_arrive = arrival_is_next(static, requests, before)
-        after, admitted, ended = run_burst(static, running, requests, before, self.burst, self.to_arrival, may_arrive)
+        after, admitted, ended, watched = run_burst(
+            static, running, requests, before, self.burst, self.to_arrival, may_arrive, self._watch(state)
+        )
         done = is_done(static, sim, requests, after)
         livelock = (after.flags & int(Flag.LIVELOCK)) != 0
         left = self._unfinished(requests, after, livelock)
@@ -268,6 +261,9 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
         reward = -held - charge if self.reward == "latency" else good - charge
         if self.reward == "fairness":
             reward = -1e-3 * (largest_gap(after) - largest_gap(before)) - charge
+        if params.loss_cost is not None:
+            assert after.quality is not None and before.quality is not None
+            reward -= params.loss_cost * (after.quality.loss - before.quality.loss)
         state = state.replace(
             machine=after,
             controls=controls,
@@ -290,35 +286,22 @@ class ClusterEnv(Environment[ClusterState, ClusterParams]):
             "num_executed": num,
             "costs": costs,
         }
+        if watched is not None:
+            info["watched"] = watched
         truncated = ~done & (state.step >= params.max_steps_in_episode)
         return obs.replace(masks=masks), state, reward, done, truncated, info
 
-    def _controls(self, controls: Controls, items: features.Items, action) -> Controls:
-        """The controls after an action."""
-        changes: dict[str, Array] = {}
-        if controls.order is not None:
-            keys = key_of(action["order"])
-            blank = jnp.full_like(controls.order, UNSCORED)
-            changes["order"] = put_by_program(blank, keys, items.program, items.present)
-        if controls.retain is not None:
-            decides = items.running | items.paused
-            changes["retain"] = put_by_program(controls.retain, action["retain"], items.program, decides)
-        for head in ("gate", "batch", "route"):
-            if getattr(controls, head) is not None:
-                changes[head] = action[head]
-        return controls.replace(**changes)
+    def _own_start(self) -> Any:
+        """`ClusterState.own` of a new episode."""
+        return None
+
+    def _watch(self, state: ClusterState) -> Watch | None:
+        """What to sum over the micro-steps of a step, for ``info["watched"]``."""
+        del state
+        return None
 
     def _had_choice(self, items: features.Items, may_arrive: Array) -> Bool[Array, ""]:
-        choices = [jnp.bool_(False)]
-        if self.to_arrival:
-            return may_arrive
-        if "order" in self.learned:
-            choices.append(jnp.sum(items.waiting.astype(jnp.int32)) >= 2)
-        if "retain" in self.learned:
-            choices.append(jnp.any(items.running | items.paused))
-        if {"gate", "batch", "route"} & set(self.learned):
-            choices.append(jnp.bool_(True))
-        return jnp.any(jnp.stack(choices))
+        return may_arrive if self.to_arrival else jnp.any(jnp.stack(had_choice(self.learned, items)))
 
     def _until(self, sim: SimParams, state: ClusterState, params: ClusterParams) -> tuple[Array, Array] | None:
         """(epoch, us) at which a tick ends; None: there are no ticks."""

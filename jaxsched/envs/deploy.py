@@ -49,9 +49,9 @@ def deployed(export: Any, name: str) -> Policy:
     if not str(about.get("id", "")).startswith("AgentSessions-"):
         raise UserError(f"was trained on environment {about.get('id')!r}", where=where,
                         expected="AgentSessions: only its networks run in comparisons yet")  # fmt: skip
-    from jaxsched.envs.agent_sessions import HEADS
+    from jaxsched.envs.agent_sessions import DEFAULT_HEADS, HEADS
 
-    learned = tuple(head for head in HEADS if head in (options.get("heads") or HEADS))
+    learned = tuple(head for head in HEADS if head in (options.get("heads") or DEFAULT_HEADS))
     base = inline_policy(options.get("policy", "gittins+gate"), {}, learned, where)
     return dataclasses.replace(base, name=name, network=export)
 

@@ -14,7 +14,8 @@ from jaxsched.workloads import get_preset
 from jaxsched.workloads.presets import Preset
 from jaxsched.workloads.tenants import TenantMix, TenantPart
 
-HEADS = ("order",)
+HEADS = ("order", "preempt")
+DEFAULT_HEADS = ("order",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,11 @@ class TenantFairness(ClusterEnv):
       of log-sd `length_error`); one instance; globals as in `features.GLOBAL_FEATURES`, then lead and number of waiting
       requests of every tenant.
     - Action: "order": a score per item, the highest of those that wait is admitted first; requests that arrive during
-      the step come behind all scored ones. Nobody is preempted by choice.
-    - Mask: items that wait.
+      the step come behind all scored ones. "preempt" (not by default): per item, a level; where the KV blocks of those
+      who run do not fit, the lowest level is preempted first, of equal ones the last admitted. Who is admitted during
+      the step has level `controls.DEFAULT_LEVEL` until the next decision. Nobody is preempted without need: none makes
+      room for one that waits. (The default scenario's pool is never short: give one with less memory.)
+    - Mask: order: items that wait; preempt: items that run take a decision.
     - Reward: ``"fairness"``: minus the growth of the largest service gap between two tenants (docs/metrics.md), in
       1,000 weighted tokens: the return of an episode is minus its gap. ``"latency"``, ``"goodput"`` as elsewhere.
     - Termination: all requests are done, or `horizon_s` is reached; then every request that has arrived and is not done
@@ -61,7 +65,7 @@ def default_scenario() -> Scenario:
 
 def make_tenant_fairness(
     *,
-    heads: Iterable[str] = HEADS,
+    heads: Iterable[str] = DEFAULT_HEADS,
     scenario: Scenario | str | None = None,
     policy: str = "vllm",
     num_programs: int | None = None,

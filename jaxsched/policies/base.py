@@ -268,6 +268,7 @@ class Policy:
         spec = self.scheduler.spec
         return spec.family == "v1" and (
             spec.priority_victims
+            or spec.victim is not None
             or spec.preemptive
             or values["long_prefill_threshold"] > 0
             or values["token_budget"] < values["max_num_seqs"] * (1 + values.get("num_speculative_tokens", 0))

@@ -218,7 +218,7 @@ def take_arrival(
     peak = prompt + output - 1
     tokens = sched.max_model_len if static.scheduler.family in ("orca", "static") else peak
     if static.scheduler.speculates:  # its last step drafts as much as any, and holds as many slots ahead
-        tokens += 2 * sched.draft.most
+        tokens += 2 * sched.draft.ever_most()
     # Their decodes must see a free block even when they need none.
     always = jnp.maximum(sched.watermark_blocks, 1) if static.scheduler.family in ("sarathi", "v0") else 0
     too_large = ceil_blocks(static, tokens) + always > params.usable_blocks[m]

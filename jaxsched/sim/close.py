@@ -107,7 +107,7 @@ def close_step(event: Event, active: Bool[Array, ""], kept_out: KeptOut) -> Bool
         longest = jnp.where(pure & quiet, jnp.clip(jnp.minimum(finish_in, memory_in), 1, k), 1)
         if static.timeouts:
             longest = jnp.where(jnp.any(params.timeout_us > 0), 1, longest)
-    timing = params.timing
+    timing = event.timing
     constant = constant_us(timing, total, num_prefill, prefill_tokens, quad, num_decode)
     ctx = decode_ctx + timing.prefill_in_ctx * prefill_ctx
     step = _folded(jnp.arange(k, dtype=jnp.int32))

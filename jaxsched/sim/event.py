@@ -38,6 +38,7 @@ from jaxsched.sim.state import (
 )
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import Tiers
+from jaxsched.timing.step_time import StepTimeParams, of_instance
 
 WRAP_MASK = 2**31 - 1
 
@@ -205,6 +206,11 @@ class Event:
         """The tiers below HBM (only where `static.tiered`)."""
         assert self.below is not None
         return self.below
+
+    @property
+    def timing(self) -> StepTimeParams:
+        """How long this instance's steps take."""
+        return of_instance(self.params.timing, self.m)
 
     @property
     def index(self) -> jax.Array:

@@ -229,7 +229,7 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
         group_blocks = jnp.where(turn.group >= 0, turn.group_tokens // static.block_size, 0)
         computed = turn.prompt_tokens + turn.output_tokens - 1
         own = jnp.maximum(computed // static.block_size - group_blocks, 0) * static.block_size
-        reload_us, load_us = reload_time_us(event.params.timing, own), jnp.int32(0)
+        reload_us, load_us = reload_time_us(event.timing, own), jnp.int32(0)
         if static.tiered:
             load_us, _ = transfer_us(event.tiers.params.host_in, own // static.block_size)
             reload_us = jnp.minimum(reload_us, load_us)
@@ -238,7 +238,7 @@ def _pin(event: Event, slot: Int[Array, ""], column: Int[Array, " 16"], is_finis
             program=turn.program,
             tool=jnp.int32(0) if after.tool is None else after.tool,
             context_tokens=own,
-            recompute_us=reload_time_us(event.params.timing, own),
+            recompute_us=reload_time_us(event.timing, own),
             reload_us=reload_us,
             turn=jnp.int32(1) if requests.turn is None else requests.turn[row] + 1,
             first_prompt_tokens=requests.prompt_tokens[turn.program],

@@ -29,6 +29,8 @@ class SchedulerParams(struct.PyTreeNode):
     work: Int[Array, " 2"] | None = None  # us per prompt token and per output token, for due dates; None: not read
     weights: Float[Array, " w"] | None = None  # of a learned policy: what all its heads get instead; None: it is not
     draft: Any = None  # `DraftParams`: how many tokens are drafted (sim/speculate.py); None: nobody speculates
+    evict: Array | None = None  # what the rule of eviction gets instead of `retain`; None: it gets that
+    victim: Array | None = None  # parameters of `SchedulerSpec.victim`
 
     def of_order(self) -> Array:
         """What the order head gets."""
@@ -38,11 +40,15 @@ class SchedulerParams(struct.PyTreeNode):
         """What the retention head gets."""
         return self.retain if self.weights is None else self.weights
 
+    def of_evict(self) -> Array:
+        """What the retention head's rule of eviction gets."""
+        return self.of_retain() if self.evict is None else self.evict
+
 
 class SimParams(struct.PyTreeNode):
     """Parameters of one lane."""
 
-    timing: StepTimeParams
+    timing: StepTimeParams  # of all instances, or with a leading axis of instances
     scheduler: SchedulerParams
     usable_blocks: Int[Array, " m"]  # KV blocks of each instance (the engine's pool without its null block)
     #: Waiting requests per instance beyond which arrivals are rejected, 0 = only the FIFO's capacity.

@@ -50,6 +50,7 @@ class ContextView(struct.PyTreeNode):
     context_tokens: Int[Array, " r"]  # what is left of the context
     reload_us: Int[Array, " r"]  # time to compute that again
     pause_us: Int[Array, " r"]  # the whole pause, at most `FOREVER_US`: for bounds only (`RetainHead.sees_pause`)
+    program: Int[Array, " r"] | None = None  # identity of the program (only with `SchedulerParams.evict`)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _decode_reserved(event: Event, active: Bool[Array, ""]) -> None:
 
 
 def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
-    """V1 in list order, request by request: long-prefill threshold, priority victims, budgets below the running count.
+    """V1 in list order, request by request: long-prefill threshold, chosen victims, budgets below the running count.
 
     `cursor` is the admission number up to which the pass has come; `pending` the fixed token count of the request that
     waits for blocks. Prefix sums in list order are sums over pairs of slots.
@@ -159,6 +159,8 @@ def _ordered(event: Event, active: Bool[Array, ""]) -> Bool[Array, ""]:
 
     if static.scheduler.priority_victims:
         victim = _priority_victim(event, running)
+    elif static.scheduler.victim is not None:
+        victim = _chosen_victim(event, running)
     else:
         victim = slot_with(running, slots.order, largest=True)
     waits = offload.wait_for_copies(event, pressure) if static.tiered else jnp.bool_(False)
@@ -178,6 +180,15 @@ def _priority_victim(event: Event, running: Bool[Array, " s"]) -> Int[Array, ""]
         key = event.column_of(column)
         mask &= key == jnp.max(jnp.where(mask, key, -(2**31)))
     return slot_with(mask, event.slots.order)
+
+
+def _chosen_victim(event: Event, running: Bool[Array, " s"]) -> Int[Array, ""]:
+    """The victim head's smallest key; ties to the last in the running list."""
+    head, params = event.static.scheduler.victim, event.params.scheduler.victim
+    assert head is not None and params is not None
+    key = head(params, event.requests.program[event.column_of(Col.REQUEST)])
+    first = running & (key == jnp.min(jnp.where(running, key, 2**31 - 1)))
+    return slot_with(first, event.slots.order, largest=True)
 
 
 def preempt(event: Event, slot: Int[Array, ""], active: Bool[Array, ""], memory: bool) -> None:

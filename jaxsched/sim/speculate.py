@@ -59,6 +59,11 @@ class DraftParams(struct.PyTreeNode):
     stop_below: Int[Array, ""]  # no token after one with which all are right with less than this, 2**-15; 0 = never
     by_batch: Int[Array, ""]  # 1: the cap is chosen anew at each step, for tokens per time of the batch
     outputs: Int[Array, " k"]  # ... expecting so many tokens of 0, 1, ... drafts, 2**-8
+    ever: Int[Array, ""] | None = None  # what `most` may become during a run; None: it stays
+
+    def ever_most(self) -> Int[Array, ""]:
+        """What a request must have room for to be taken at all."""
+        return self.most if self.ever is None else self.ever
 
 
 class SpecState(struct.PyTreeNode):
@@ -122,7 +127,7 @@ def begin_drafts(event: Event, begins: Bool[Array, ""]) -> None:
     ctx = jnp.sum(jnp.where(decodes, slots.known, 0))
     num = jnp.arange(MOST_DRAFTS + 1, dtype=jnp.int32)
     zero = jnp.int32(0)
-    timing = event.params.timing
+    timing = event.timing
     constant = jax.vmap(lambda tokens: constant_us(timing, tokens, zero, zero, zero, batch))(batch * (num + 1))
     time_us = constant + context_us(timing, ctx + batch * num) + draft_us(spec, num, batch * num)
     score = (draft.outputs << SCORE_BITS) // jnp.maximum(time_us, 1)

@@ -21,6 +21,8 @@ OrderHead = Callable[[jax.Array, QueueView], jax.Array]
 GateHead = Callable[[jax.Array, QueueView], jax.Array]
 #: refusal head: (weights, view of one row) -> who is refused if considered now; those who have begun never are.
 RefuseHead = Callable[[jax.Array, QueueView], jax.Array]
+#: victim head: (its parameters, program of each slot's request) -> int32 per slot; the smallest is preempted first.
+VictimHead = Callable[[jax.Array, jax.Array], jax.Array]
 #: route head: (view of the cluster) -> index of the instance.
 RouteHead = Callable[[RouterView], jax.Array]
 
@@ -40,6 +42,7 @@ class SchedulerSpec:
     static_keys: bool = True  # keys of waiting requests cannot change while they wait
     preemptive: bool = False  # a waiting request with a smaller key may displace a running one
     priority_victims: bool = False  # memory pressure evicts the least important request, not the last admitted
+    victim: VictimHead | None = None  # ... or this head's choice, of equal ones the last admitted (V1 family)
     asynchronous: bool = False  # one step ahead: schedule step k+1 when step k starts
     retain: RetainHead | None = None  # pins the KV of paused programs; None: least recently released (vLLM)
     gate: bool = False  # new programs enter only while the contexts of begun ones leave room
@@ -68,6 +71,8 @@ class SchedulerSpec:
             raise ValueError(f"unknown scheduler family {self.family!r}, expected one of {FAMILIES}")
         if self.gate_final and not (self.gate and self.foresees):
             raise ValueError("a gate on final contexts is a gate, and foresees")
+        if self.victim is not None and (self.priority_victims or self.family != "v1"):
+            raise ValueError("a victim head needs a V1 engine without priority victims")
         if self.admit is not None and (self.family != "v1" or self.asynchronous):
             raise ValueError("admission heads need a synchronous V1 engine")
         if self.rejects_late and (self.order is None or self.asynchronous or not self.due):

@@ -30,10 +30,11 @@ def rank_contexts(event: Event, active: Bool[Array, ""], rows: Int[Array, " s"])
         tool=jnp.zeros_like(row) if requests.tool is None else requests.tool[row],
         age_us=_age_us(event),
         context_tokens=tokens,
-        reload_us=jax.vmap(reload_time_us, (None, 0))(event.params.timing, tokens),
+        reload_us=jax.vmap(reload_time_us, (None, 0))(event.timing, tokens),
         pause_us=saturated_us(requests.pause_epoch[row], requests.pause_us[row]),
+        program=None if event.params.scheduler.evict is None else requests.program[row],
     )
-    worth = jnp.where(waits, 0, head.value(event.params.scheduler.of_retain(), event.state.learned, view))
+    worth = jnp.where(waits, 0, head.value(event.params.scheduler.of_evict(), event.state.learned, view))
     less = (worth[None, :] < worth[:, None]) | ((worth[None, :] == worth[:, None]) & (runs.stamp < runs.stamp[:, None]))
     before = jnp.where(waits[None, :] == waits[:, None], less, waits[:, None])
     rank = jnp.sum((before & there[None, :]).astype(jnp.int32), axis=1)

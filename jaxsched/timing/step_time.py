@@ -22,6 +22,7 @@ import dataclasses
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -49,7 +50,10 @@ SCALE_BITS = 10
 
 
 class StepTimeParams(struct.PyTreeNode):
-    """Coefficients of the step-time model. All int32, all non-negative; a pytree that may carry leading lane axes."""
+    """Coefficients of the step-time model. All int32, all non-negative; a pytree that may carry leading lane axes.
+
+    Within a lane every leaf may have a leading axis of instances, which then differ (`of_instance`).
+    """
 
     base_us: Int[Array, ""]  # every step: host overhead, weight read, kernel floors
     token_start: Int[Array, " j"]  # first token of each segment of the table, increasing
@@ -89,6 +93,13 @@ def constant_us(
         whole = whole + (cost >> SLOPE_BITS) * count
         fraction = fraction + (cost & _FRACTION) * count
     return p.base_us + whole + (fraction >> SLOPE_BITS) + scaled_floor(prefill_quad, p.quad_num, p.quad_den)
+
+
+def of_instance(p: StepTimeParams, m: Int[Array, ""]) -> StepTimeParams:
+    """Coefficients of instance `m`; `p` itself where all instances are alike (decided by the rank of its leaves)."""
+    if jnp.ndim(p.base_us) == 0:
+        return p
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, m, 0, keepdims=False), p)
 
 
 def prefill_quad(tokens: Int[Array, "*n"], before: Int[Array, "*n"]) -> Int[Array, "*n"]:

@@ -42,7 +42,11 @@ def test_returns_are_gaps_and_serving_who_is_behind_beats_first_come_first_serve
 
 @pytest.mark.slow
 def test_the_environment_keeps_the_contract() -> None:
-    js.check_env(*js.make("TenantFairness-v0", num_programs=16, seeds=2, num_slots=16, max_num_seqs=4, num_items=16))
+    env, params = js.make(
+        "TenantFairness-v0", heads=("order", "preempt"), num_programs=16, seeds=2, num_slots=16, max_num_seqs=4,
+        num_items=16,
+    )  # fmt: skip
+    js.check_env(env, params)
 
 
 def test_the_reward_needs_tenants() -> None:
