@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxsched.errors import UserError
 from jaxsched.policies.base import Policy
+from jaxsched.policies.limits import check_parameter
 from jaxsched.semantic_cache import Category, SemanticCacheModel
 from jaxsched.sim.build import NO_LIMIT_US
 from jaxsched.sim.machine import LONGEST_RUN_US
@@ -310,8 +311,7 @@ def _numbers(config: ScenarioConfig, field: str, params: Mapping[str, Any]) -> d
     for key, value in params.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{key} is {value!r}", where=config.where(field), expected="a number")
-        if value < 0:
-            raise UserError(f"{key} is {value}", where=config.where(field), expected="a number >= 0")
+        check_parameter(key, value, config.where(field))
     return dict(params)
 
 

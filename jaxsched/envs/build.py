@@ -33,7 +33,8 @@ from jaxsched.policies.program_fcfs import arrival_order
 from jaxsched.scenario import Scenario, SloClass, load
 from jaxsched.sim.static import SchedulerSpec, SimStatic
 from jaxsched.timing import describe
-from jaxsched.workloads import Preset
+from jaxsched.workloads import Preset, get_preset
+from jaxsched.workloads.tenants import TenantMix, TenantPart
 
 E = TypeVar("E", bound=ClusterEnv)
 
@@ -66,6 +67,13 @@ def llama_on_a100(
         slo=(SloClass("interactive", ttft_us=ttft_us, tpot_us=50_000),),
         **others,
     )
+
+
+def mixture(name: str, summary: str, *parts: tuple[str, str, float, float, float]) -> Preset:
+    """A workload of several kinds of requests: (name, preset, per second, from and to which share of the episode)."""
+    kinds = [TenantPart(kind, get_preset(preset).spec, *rest) for kind, preset, *rest in parts]  # type: ignore[arg-type]
+    mix = TenantMix(tuple(kinds))
+    return Preset(name, summary, "configuration", mix, mix.rate_per_s)
 
 
 def build(

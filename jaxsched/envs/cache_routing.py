@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -108,6 +108,9 @@ def next_request(env: ClusterEnv, requests: Requests, machine: State) -> tuple[A
     return row, home, jnp.where(arrives, now, machine.now), arrives
 
 
+R = TypeVar("R", bound=CacheRouting)
+
+
 def default_scenario() -> Scenario:
     """Tenants behind long system prompts, on four instances."""
     return llama_on_a100("shared_prompts", get_preset("shared_prompts"), 400, 16.0, num_instances=4)
@@ -130,11 +133,12 @@ def make_cache_routing(
     residual_s: float = 100.0,
     length_error: float | None = None,
     max_steps: int = 20_000,
+    cls: type[R] = CacheRouting,
     **settings: float,
-) -> tuple[CacheRouting, ClusterParams]:
-    """`CacheRouting` and its parameters; arguments as those of `AgentSessions`."""
+) -> tuple[R, ClusterParams]:
+    """`CacheRouting`, or another `cls` of its kind, and its parameters; arguments as those of `AgentSessions`."""
     return build(
-        CacheRouting, HEADS, scenario_of(scenario, default_scenario(), num_programs),
+        cls, HEADS, scenario_of(scenario, default_scenario(), num_programs),
         heads=heads, policy=policy, settings={"max_num_seqs": 48, "token_budget": 2048, **settings}, seeds=seeds,
         ranges=randomise, reward=reward, burst=burst, tick_ms=None, num_items=num_items, num_slots=num_slots,
         cache_runs=cache_runs, horizon_s=horizon_s, residual_s=residual_s, length_error=length_error, work_error=None,

@@ -11,7 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.envs.base import Observation
-from jaxsched.envs.build import SEEDS, build, llama_on_a100, scenario_of
+from jaxsched.envs.build import SEEDS, build, llama_on_a100, mixture, scenario_of
 from jaxsched.envs.burst import Watch, between_s, held_work, where_pair
 from jaxsched.envs.cluster import ClusterEnv, ClusterParams, ClusterState
 from jaxsched.envs.features import times
@@ -20,9 +20,6 @@ from jaxsched.errors import UserError
 from jaxsched.scenario import Scenario
 from jaxsched.sim.clock import add_us, relative_us
 from jaxsched.sim.state import State
-from jaxsched.workloads import get_preset
-from jaxsched.workloads.presets import Preset
-from jaxsched.workloads.tenants import TenantMix, TenantPart
 
 HEADS = ("scale",)
 #: Columns added to `features.INSTANCE_FEATURES`: takes new requests; starts; seconds until then (`features.times`).
@@ -106,7 +103,8 @@ class FleetScaling(ClusterEnv):
         info["costs"] = jnp.concatenate([info["costs"], instance_s[None]])
         return obs, after, reward - params.own.price * instance_s, done, truncated, info
 
-    def _on(self, scale: Int[Array, ""]) -> Bool[Array, " m"]:
+    def _on(self, scale: Int[Array, ""] | None) -> Bool[Array, " m"]:
+        assert scale is not None
         return jnp.arange(self.static.num_instances, dtype=jnp.int32) <= scale
 
     def _watch(self, state: ClusterState) -> Watch:
@@ -125,11 +123,9 @@ def _ready(own: FleetState) -> tuple[Array, Array]:
 
 def default_scenario() -> Scenario:
     """Chat with a surge, on four instances."""
-    chat = get_preset("sharegpt").spec
-    parts = (TenantPart("always", chat, 5.0), TenantPart("surge", chat, 16.0, 0.35, 0.65))
-    mix = TenantMix(parts)
-    workload = Preset("surge", "chat with a surge", "configuration", mix, mix.rate_per_s)
-    return llama_on_a100("fleet", workload, 1000, mix.rate_per_s, num_instances=4)
+    surge = ("surge", "sharegpt", 16.0, 0.35, 0.65)
+    workload = mixture("surge", "chat with a surge", ("always", "sharegpt", 5.0, 0.0, 1.0), surge)
+    return llama_on_a100("fleet", workload, 1000, workload.rate_per_s, num_instances=4)
 
 
 def make_fleet_scaling(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,16 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from jaxsched.envs.base import Observation
-from jaxsched.envs.build import SEEDS, build, llama_on_a100, scenario_of
+from jaxsched.envs.build import llama_on_a100, mixture, scenario_of
 from jaxsched.envs.burst import Watch, program_ends
-from jaxsched.envs.cache_routing import HEADS, CacheRouting, next_request
+from jaxsched.envs.cache_routing import CacheRouting, make_cache_routing, next_request
 from jaxsched.envs.cluster import ClusterEnv, ClusterParams, ClusterState
 from jaxsched.envs.features import times
-from jaxsched.envs.pool import Ranges
 from jaxsched.errors import UserError
 from jaxsched.policies import get as get_policy
 from jaxsched.scenario import Scenario
 from jaxsched.sim.state import State
 from jaxsched.timing import StepTimeParams, describe
-from jaxsched.workloads import get_preset
-from jaxsched.workloads.presets import Preset
-from jaxsched.workloads.tenants import TenantMix, TenantPart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +97,9 @@ class ModelRouting(CacheRouting):
 
 def default_scenario() -> Scenario:
     """Easy and hard questions."""
-    parts = (TenantPart("easy", get_preset("lmsys").spec, 4.0), TenantPart("hard", get_preset("sharegpt").spec, 2.0))
-    mix = TenantMix(parts)
-    workload = Preset("two_kinds", "easy and hard questions", "configuration", mix, mix.rate_per_s)
-    return llama_on_a100("models", workload, 400, mix.rate_per_s, num_instances=4)
+    kinds = ("easy", "lmsys", 4.0, 0.0, 1.0), ("hard", "sharegpt", 2.0, 0.0, 1.0)
+    workload = mixture("two_kinds", "easy and hard questions", *kinds)
+    return llama_on_a100("models", workload, 400, workload.rate_per_s, num_instances=4)
 
 
 def default_models() -> tuple[ServedModel, ...]:
@@ -116,26 +111,14 @@ def default_models() -> tuple[ServedModel, ...]:
 
 def make_model_routing(
     *,
-    heads: Iterable[str] = HEADS,
     models: Sequence[ServedModel] | None = None,
-    scenario: Scenario | str | None = None,
-    policy: str = "vllm",
-    num_programs: int | None = None,
-    seeds: int | Iterable[int] = SEEDS,
-    randomise: Ranges | None = None,
-    reward: str = "latency",
     price: float = 0.02,
-    burst: int = 12,
-    num_items: int = 64,
-    num_slots: int = 64,
-    cache_runs: int = 128,
-    horizon_s: float | None = None,
-    residual_s: float = 100.0,
-    length_error: float | None = None,
-    max_steps: int = 20_000,
-    **settings: float,
+    scenario: Scenario | str | None = None,
+    num_programs: int | None = None,
+    policy: str = "vllm",
+    **others: Any,
 ) -> tuple[ModelRouting, ClusterParams]:
-    """`ModelRouting` and its parameters; arguments as those of `CacheRouting`.
+    """`ModelRouting` and its parameters; other arguments as those of `make_cache_routing`.
 
     `models`: what each instance serves (the scenario's own step times do not count); `price`: of a request-second.
 
@@ -149,22 +132,16 @@ def make_model_routing(
         raise UserError(
             f"{len(models)} models for {scenario.num_instances} instances", where=where, expected="one for each"
         )
-    classes = scenario.num_classes
+    classes, inline = scenario.num_classes, get_policy(policy)
+    inline = inline.with_params(**{name: value for name, value in others.items() if name in inline.settings()})
     for model in models:
         if len(model.quality) not in (1, classes) or not np.isfinite(model.quality).all():
             raise UserError(f"quality {model.quality} of model {model.name}", where=where,
                             expected=f"a finite number for each of the {classes} classes, or one for all")  # fmt: skip
+        dataclasses.replace(scenario, timing=model.timing).check(inline)
     if not 0 <= price < np.inf:
         raise UserError(f"price {price}", where=where, expected="a number of at least 0")
-    settings = {"max_num_seqs": 48, "token_budget": 2048, **settings}
-    for model in models:
-        dataclasses.replace(scenario, timing=model.timing).check(get_policy(policy).with_params(**settings))
-    env, params = build(
-        ModelRouting, HEADS, scenario,
-        heads=heads, policy=policy, settings=settings, seeds=seeds, ranges=randomise, reward=reward, burst=burst,
-        tick_ms=None, num_items=num_items, num_slots=num_slots, cache_runs=cache_runs, horizon_s=horizon_s,
-        residual_s=residual_s, length_error=length_error, work_error=None, max_steps=max_steps, to_arrival=True,
-    )  # fmt: skip
+    env, params = make_cache_routing(cls=ModelRouting, scenario=scenario, policy=policy, **others)
     quality = [np.broadcast_to(np.asarray(model.quality, np.float32), classes) for model in models]
     own = ModelParams(jnp.asarray(np.stack(quality, axis=1)), jnp.float32(price))
     timing = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(model.timing for model in models))

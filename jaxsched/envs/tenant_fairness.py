@@ -6,13 +6,10 @@ import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
-from jaxsched.envs.build import SEEDS, build, llama_on_a100, scenario_of
+from jaxsched.envs.build import SEEDS, build, llama_on_a100, mixture, scenario_of
 from jaxsched.envs.cluster import ClusterEnv, ClusterParams
 from jaxsched.envs.pool import Ranges
 from jaxsched.scenario import Scenario, Tenant
-from jaxsched.workloads import get_preset
-from jaxsched.workloads.presets import Preset
-from jaxsched.workloads.tenants import TenantMix, TenantPart
 
 HEADS = ("order", "preempt")
 DEFAULT_HEADS = ("order",)
@@ -55,12 +52,9 @@ def default_scenario() -> Scenario:
         ("writer", "creation", 0.5, 0.0, 1.0),
         ("flood", "sharegpt", 15.0, 0.3, 0.7),
     )
-    mix = TenantMix(
-        tuple(TenantPart(name, get_preset(preset).spec, *rest) for name, preset, *rest in parts)  # type: ignore[arg-type]
-    )
-    workload = Preset("tenants", "three tenants and a flood", "configuration", mix, mix.rate_per_s)
+    workload = mixture("tenants", "three tenants and a flood", *parts)
     tenants = tuple(Tenant(name) for name, *_ in parts)
-    return llama_on_a100("tenants", workload, 300, mix.rate_per_s, ttft_us=2_000_000, tenants=tenants)
+    return llama_on_a100("tenants", workload, 300, workload.rate_per_s, ttft_us=2_000_000, tenants=tenants)
 
 
 def make_tenant_fairness(

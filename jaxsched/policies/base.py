@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxsched.errors import UserError
+from jaxsched.policies.limits import check_parameter
 from jaxsched.sim.compress import MOST_TOKENS, WHOLE, CompressHead, CompressParams
 from jaxsched.sim.due import MOST_US
 from jaxsched.sim.params import SchedulerParams
@@ -165,7 +166,7 @@ class Policy:
         return jnp.asarray([float(values[name]) for name in names], jnp.float32) if names else None
 
     def with_params(self, **overrides: float) -> Policy:
-        """The same policy with some parameters set; unknown names are refused."""
+        """The same policy with some parameters set; unknown names and values out of range are refused."""
         allowed = set(PARAMETERS) | set(self._head_params())
         for name in overrides:
             if name not in allowed:
@@ -174,6 +175,7 @@ class Policy:
                     where=f"policy {self.name}",
                     expected=f"one of {', '.join(sorted(allowed))}",
                 )
+            check_parameter(name, overrides[name], f"policy {self.name}")
         return dataclasses.replace(self, overrides=tuple(sorted({**dict(self.overrides), **overrides}.items())))
 
     def params(self, usable_blocks: int) -> SchedulerParams:

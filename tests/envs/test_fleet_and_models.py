@@ -156,7 +156,7 @@ def test_an_instance_twice_as_slow_takes_twice_the_time_and_answers_earn_their_q
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["FleetScaling-v0", "ModelRouting-v0"])
 def test_both_keep_the_contract(name):
-    js.check_env(*js.make(name, num_programs=12, **SMALL))
+    js.check_env(*js.make(name, num_programs=8, burst=4, **SMALL), num_steps=24)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,8 @@ def check_masks(out, head):
 def test_equal_levels_evict_the_context_released_first_and_others_another():
     """Against a rule that reads ages; long contexts first; the latest first; and the latter with slots permuted."""
     scenario = dataclasses.replace(
-        agent_sessions.default_scenario(), name="small", workload=get_preset("tau_agents"), num_programs=16,
-        rate_per_s=4.0, usable_blocks=1000, max_paused_programs=32,
+        agent_sessions.default_scenario(), name="small", workload=get_preset("tau_agents"), num_programs=12,
+        rate_per_s=4.0, usable_blocks=800, max_paused_programs=32,
     )  # fmt: skip
     env, params = js.make(
         "AgentSessions-v0", heads=("evict",), scenario=scenario, seeds=(5, 6), num_slots=32, max_num_seqs=16,
@@ -107,10 +107,10 @@ def test_equal_levels_evict_the_context_released_first_and_others_another():
         return {"evict": jnp.where(obs.masks["evict"][:, 1], level, 0).astype(jnp.int32)}
 
     lanes = jnp.asarray([[DEFAULT_LEVEL, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]), jnp.asarray([0, 0, 0, 1])
-    state, out = episodes(env, choose, 700, params, lanes)
+    state, out = episodes(env, choose, 450, params, lanes)
     check_masks(out, "evict")
     oldest = RetainHead(env.static.scheduler.retain.ttl, value=lambda params, known, view: -view.age_us)
-    plain, _ = episodes(inline(env, retain=oldest), nothing, 700, params, jax.tree.map(lambda x: x[:1], lanes))
+    plain, _ = episodes(inline(env, retain=oldest), nothing, 450, params, jax.tree.map(lambda x: x[:1], lanes))
     end = finishes(state)
     np.testing.assert_array_equal(end[0], finishes(plain)[0])
     np.testing.assert_array_equal(end[2], end[3])
@@ -136,9 +136,9 @@ def test_equal_levels_preempt_the_last_admitted_and_others_another():
         return {"preempt": jnp.where(obs.masks["preempt"][:, 1], level, 0).astype(jnp.int32)}
 
     lanes = jnp.asarray([[DEFAULT_LEVEL, 0], [0, 1]]), jnp.zeros(2)
-    state, out = episodes(env, choose, 500, params, lanes)
+    state, out = episodes(env, choose, 300, params, lanes)
     check_masks(out, "preempt")
-    plain, _ = episodes(inline(env, victim=None), nothing, 500, params, jax.tree.map(lambda x: x[:1], lanes))
+    plain, _ = episodes(inline(env, victim=None), nothing, 300, params, jax.tree.map(lambda x: x[:1], lanes))
     np.testing.assert_array_equal(finishes(state)[0], finishes(plain)[0])
     preemptions = np.asarray(state.machine.record.preemptions)
     np.testing.assert_array_equal(preemptions[0], np.asarray(plain.machine.record.preemptions)[0])
