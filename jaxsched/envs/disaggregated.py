@@ -1,15 +1,13 @@
-"""Disaggregated: where the prefill of a request runs, and where its decode, when contexts can move between instances."""
+"""Disaggregated: where a request is prefilled, and where decoded, when contexts can move between instances."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from jaxsched.envs.build import SEEDS, build, llama_on_a100, scenario_of
-from jaxsched.envs.cache_routing import HEADS, CacheRouting
+from jaxsched.envs.build import llama_on_a100, scenario_of
+from jaxsched.envs.cache_routing import CacheRouting, make_cache_routing
 from jaxsched.envs.cluster import ClusterParams
-from jaxsched.envs.pool import Ranges
 from jaxsched.errors import UserError
 from jaxsched.scenario import Scenario
 from jaxsched.tiering import ClusterTiers, Tier
@@ -27,8 +25,8 @@ class Disaggregated(CacheRouting):
     Llama-3-8B on A100s; a request is two turns, the prompt with its first token and the rest, and its context moves
     between instances through a pool that all share, at 50 GB/s a hop; an episode is 400 requests.
 
-    - Observation: as `CacheRouting`. "home" is the instance that prefilled; "turn" of the globals is 0 for a prefill and
-      1 (scaled) for a decode; "matched" is what of the context is in the instance's own memory, "prompt" all of it.
+    - Observation: as `CacheRouting`. "home" is the instance that prefilled; "turn" of the globals is 0 for a
+      prefill, more for a decode; "matched" is what of the context is in the instance's own memory, "prompt" all of it.
     - Action: "route": the instance of the turn that arrives next. To the first turn's own instance the second one is at
       home; to another its context is copied, and waits for the link; the last block, if not full, is computed again.
     - Mask: all.
@@ -56,23 +54,12 @@ def default_scenario() -> Scenario:
 
 def make_disaggregated(
     *,
-    heads: Iterable[str] = HEADS,
     scenario: Scenario | str | None = None,
-    policy: str = "vllm+offload",
     num_programs: int | None = None,
-    seeds: int | Iterable[int] = SEEDS,
-    randomise: Ranges | None = None,
-    reward: str = "latency",
-    burst: int = 12,
-    num_items: int = 64,
-    num_slots: int = 64,
-    cache_runs: int = 128,
-    horizon_s: float | None = None,
-    residual_s: float = 100.0,
-    length_error: float | None = None,
-    max_steps: int = 20_000,
-    **settings: float,
-) -> tuple[Disaggregated, ClusterParams]:
+    policy: str = "vllm+offload",
+    max_num_seqs: float = 64,
+    **overrides: Any,
+) -> tuple[CacheRouting, ClusterParams]:
     """`Disaggregated` and its parameters; arguments as those of `CacheRouting`.
 
     Raises:
@@ -86,10 +73,6 @@ def make_disaggregated(
             expected="memory tiers with a remote one",
             hint="Add cluster.tiers.remote, e.g. {capacity_gib: 256, write_gbps: 50, read_gbps: 50}.",
         )
-    return build(
-        Disaggregated, HEADS, scenario,
-        heads=heads, policy=policy, settings={"max_num_seqs": 64, "token_budget": 2048, **settings}, seeds=seeds,
-        ranges=randomise, reward=reward, burst=burst, tick_ms=None, num_items=num_items, num_slots=num_slots,
-        cache_runs=cache_runs, horizon_s=horizon_s, residual_s=residual_s, length_error=length_error, work_error=None,
-        max_steps=max_steps, to_arrival=True,
-    )  # fmt: skip
+    return make_cache_routing(
+        kind=Disaggregated, scenario=scenario, policy=policy, max_num_seqs=max_num_seqs, **overrides
+    )

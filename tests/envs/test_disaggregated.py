@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsched as js
-from jaxsched.envs.disaggregated import default_scenario
+from jaxsched.envs.disaggregated import default_scenario, make_disaggregated
 from jaxsched.errors import UserError
 from jaxsched.tiering import ClusterTiers, Tier
 from jaxsched.timing.step_time import affine
@@ -34,8 +34,9 @@ def test_a_decode_elsewhere_waits_for_the_copies_and_one_at_home_does_not():
     no KV before the next step. Of 96 six are.
     """
     scenario = dataclasses.replace(default_scenario(), num_instances=2, timing=TIMING, tiers=TIERS)
-    env, params = js.make(
-        "Disaggregated-v0", scenario=scenario, num_programs=1, seeds=1, num_slots=16, max_num_seqs=8, num_items=16
+    key = jax.random.key(0)
+    env, params = make_disaggregated(
+        scenario=scenario, num_programs=1, seeds=1, num_slots=16, max_num_seqs=8, num_items=16
     )
     table = params.pool.requests
     assert table.num_rows == 2
@@ -54,7 +55,7 @@ def test_a_decode_elsewhere_waits_for_the_copies_and_one_at_home_does_not():
         def step(state, _):
             obs = env.observe(state, mine)
             first = obs.globals[-1] == 0
-            _, state, reward, done, _, info = env.step_env(None, state, {"route": jnp.where(first, 0, second)}, mine)
+            _, state, reward, done, _, info = env.step_env(key, state, {"route": jnp.where(first, 0, second)}, mine)
             return state, (reward, done, info["costs"][1])
 
         _, state = env.reset_to(jnp.int32(0), mine)
