@@ -48,6 +48,7 @@ def test_a_decode_elsewhere_waits_for_the_copies_and_one_at_home_does_not():
 
     def episode(prompt, second, remote_blocks):
         mine_table = table.replace(prompt_tokens=jnp.stack([prompt, prompt + 1]))
+        assert params.sim.tiers is not None
         tiers = params.sim.tiers.replace(remote_blocks=remote_blocks)
         pool = params.pool.replace(requests=mine_table)
         mine = params.replace(sim=params.sim.replace(tiers=tiers), pool=pool)
