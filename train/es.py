@@ -42,6 +42,7 @@ class EsConfig:
     seeds: int = 2  # workloads of a generation, the same for all members
     steps: str = "fixed"  # "fixed": of that length, along the averaged gradient; "adam"
     momentum: float = 0.6  # of fixed steps: share of the averaged gradient that a generation leaves
+    decay: float = 0.0  # share of the mean that a generation takes away: weights that costs say nothing about go to 0
     average: float = 0.8  # how much of the running average of means a generation leaves; 0: the average is the mean
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class EsConfig:
         for name in ("generations", "sigma", "learning_rate", "final_rate", "seeds"):
             if not getattr(self, name) > 0:
                 raise UserError(f"algo.{name} {getattr(self, name)}", expected="a number above 0")
-        for name in ("average", "momentum"):
+        for name in ("average", "momentum", "decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"algo.{name} {getattr(self, name)}", expected="a number in [0, 1)")
         if self.steps not in ("fixed", "adam"):
@@ -108,7 +109,7 @@ def tell(config: EsConfig, state: EsState, noise: Float[Array, "n w"], cost: Flo
     """One step against the estimated gradient of the cost's ranks."""
     gradient = noise.T @ centred_ranks(cost) / (config.population * config.sigma)
     updates, opt_state = optimiser(config).update(gradient, state.opt_state, state.mean)
-    mean = jnp.asarray(optax.apply_updates(state.mean, updates))
+    mean = jnp.asarray(optax.apply_updates((1.0 - config.decay) * state.mean, updates))
     average = config.average * state.average + (1.0 - config.average) * mean
     return state.replace(mean=mean, average=average, opt_state=opt_state, generation=state.generation + 1)
 

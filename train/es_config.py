@@ -27,6 +27,7 @@ class EsSection(Section):
     seeds: PositiveInt = 2  # workloads of a generation
     steps: Literal["fixed", "adam"] = "fixed"  # of fixed length along the averaged gradient, or Adam's
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.6  # of fixed steps
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the mean that a generation takes away
     average: Annotated[float, Field(ge=0, lt=1)] = 0.8  # of the running average that a generation leaves; 0 = none
     hidden: NonNegativeInt = 0  # tanh units of the order head
     #: Of programs (minimises completion times), of tenants (their service gap), or of deadlines (missed limits).
@@ -109,6 +110,7 @@ class EsTrainConfig(ScenarioConfig):
                 seeds=algo.seeds,
                 steps=algo.steps,
                 momentum=algo.momentum,
+                decay=algo.decay,
                 average=algo.average,
             ),
             hidden=algo.hidden,

@@ -48,6 +48,8 @@ class EvaluateConfig(RootConfig):
         regimes = [regime.name for regime in self.regimes]
         if len(set(regimes)) < len(regimes):
             raise ValueError(f"`regimes` has two entries of the same name: {regimes}")
+        if strange := [name for name in regimes if "," in name]:
+            raise ValueError(f"regime {strange[0]!r}: a name has no comma, `--regimes` separates names by them")
         for field in ("reference", "bound"):
             if getattr(self, field) not in names:
                 raise ValueError(f"`{field}` must be one of the policies {names}, found {getattr(self, field)!r}")

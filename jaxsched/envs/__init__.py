@@ -12,6 +12,7 @@ from jaxsched.envs.agent_sessions import AgentSessions, make_agent_sessions
 from jaxsched.envs.base import Environment, Observation
 from jaxsched.envs.cache_routing import CacheRouting, make_cache_routing
 from jaxsched.envs.chat_serving import ChatServing, make_chat_serving
+from jaxsched.envs.disaggregated import Disaggregated, make_disaggregated
 from jaxsched.envs.fleet_scaling import FleetScaling, make_fleet_scaling
 from jaxsched.envs.model_routing import ModelRouting, make_model_routing
 from jaxsched.envs.tenant_fairness import TenantFairness, make_tenant_fairness
@@ -88,6 +89,7 @@ for _cls in (TwoClassQueue, Cue):
 register(AgentSessions.name, make_agent_sessions)
 register(CacheRouting.name, make_cache_routing)
 register(ChatServing.name, make_chat_serving)
+register(Disaggregated.name, make_disaggregated)
 register(FleetScaling.name, make_fleet_scaling)
 register(ModelRouting.name, make_model_routing)
 register(TenantFairness.name, make_tenant_fairness)

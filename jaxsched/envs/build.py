@@ -198,7 +198,8 @@ def inline_policy(name: str, settings: dict[str, float], learned: tuple[str, ...
     """The policy whose heads run inline, with those that are learned in place of its own."""
     base = policies.get(name).with_params(**settings)
     scheduler, spec, overrides = base.scheduler, base.scheduler.spec, dict(base.overrides)
-    if spec.family != "v1" or spec.asynchronous or spec.offload is not None or scheduler.sees_true_length:
+    copies = spec.offload is not None and learned != ("route",)  # heads that price contexts know of one place for them
+    if spec.family != "v1" or spec.asynchronous or copies or scheduler.sees_true_length:
         raise UserError(
             f"policy {name} cannot run inline",
             where=where,

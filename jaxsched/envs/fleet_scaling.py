@@ -44,9 +44,9 @@ class FleetState(struct.PyTreeNode):
 class FleetScaling(ClusterEnv):
     """How many of the instances take new requests; the others finish what they hold and are then off.
 
-    Default scenario: four instances of Llama-3-8B on A100s, at most 64 requests at a time each; 5 chats per second, and
-    16 more between 35 % and 65 % of the episode (one instance serves about 7); an episode is 1,000 requests, run until
-    all are done. Starting takes 10 s, an instance-second costs 2.
+    Default scenario: four instances of Llama-3-8B on A100s, at most 64 requests at a time each; 3 chats per second, and
+    20 more between 40 % and 65 % of the episode (one instance serves about 7); an episode is 2,000 requests, run until
+    all are done. Starting takes 10 s, an instance-second costs 4.
 
     - Observation: items are requests that run or wait; instances: `features.INSTANCE_FEATURES`, then `FLEET_FEATURES`;
       globals: `features.GLOBAL_FEATURES`, then the share of instances that are on.
@@ -123,9 +123,9 @@ def _ready(own: FleetState) -> tuple[Array, Array]:
 
 def default_scenario() -> Scenario:
     """Chat with a surge, on four instances."""
-    surge = ("surge", "sharegpt", 16.0, 0.35, 0.65)
-    workload = mixture("surge", "chat with a surge", ("always", "sharegpt", 5.0, 0.0, 1.0), surge)
-    return llama_on_a100("fleet", workload, 1000, workload.rate_per_s, num_instances=4)
+    surge = ("surge", "sharegpt", 20.0, 0.4, 0.65)
+    workload = mixture("surge", "chat with a surge", ("always", "sharegpt", 3.0, 0.0, 1.0), surge)
+    return llama_on_a100("fleet", workload, 2000, workload.rate_per_s, num_instances=4)
 
 
 def make_fleet_scaling(
@@ -138,7 +138,7 @@ def make_fleet_scaling(
     randomise: Ranges | None = None,
     reward: str = "latency",
     startup_s: float = 10.0,
-    price: float = 2.0,
+    price: float = 4.0,
     burst: int = 32,
     tick_ms: float | None = None,
     num_items: int = 64,

@@ -18,12 +18,12 @@ TURN_FEATURES = ("size", "turn", "context", "missing", "kept", "first", "call_nu
 #: Of a program that pauses, for the price of keeping its context.
 PAUSE_FEATURES = ("one", "size", "turn", "context", "fill")
 #: Of a new program, for the gate.
-GATE_FEATURES = ("one", "relative", "growth", "context")
+GATE_FEATURES = ("one", "relative", "asleep")
 
 #: Natural logarithms of typical tokens, subtracted: 3,000 of a first prompt, 5,000 of a context.
 _LOG_SIZE, _LOG_CONTEXT, _LOG_TURN = 8.0, 8.5, 1.5
-#: ... and of a typical factor by which a context has grown.
-_LOG_GROWTH = 0.7
+#: A typical share of programs that sleep, subtracted.
+_ASLEEP = 0.3
 #: Logarithms are averaged in steps of 1/256.
 _PARTS = 256.0
 
@@ -67,28 +67,16 @@ def pause_features(view: PauseView) -> Float[Array, " 5"]:
     return jnp.stack(columns)
 
 
-def gate_features(view: QueueView) -> Float[Array, "s 4"]:
+def gate_features(view: QueueView, asleep: Float[Array, ""]) -> Float[Array, "s 3"]:
     """`GATE_FEATURES` of every slot: 1; the logarithm of the first prompt less its mean over the turns of begun
-    programs that run or wait (how small it is among those it joins, whatever small is here); and of those begun ones
-    the mean logarithm of the factor by which prompts have grown since the first turn, and of the prompt itself (what it
-    would cost to have too many). The last three are 0 where no program has begun.
+    programs that run or wait (how small it is among those it joins, whatever small is here; 0 where no program has
+    begun); and `asleep`, the share of begun programs with a context here that are paused: theirs can be given up.
     """
-    first, prompt = _log(view.first_prompt_tokens), _log(view.prompt_tokens)
+    first = _log(view.first_prompt_tokens)
     begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
     num = jnp.sum(begun.astype(jnp.int32))
-    scale = 1.0 / (_PARTS * jnp.maximum(num, 1).astype(jnp.float32))
-
-    def mean(log: Float[Array, " s"]) -> Float[Array, ""]:
-        # Summed in whole numbers: a sum of floats would depend on how it is compiled.
-        parts = jnp.sum(jnp.where(begun, jnp.round(log * _PARTS).astype(jnp.int32), 0))
-        return parts.astype(jnp.float32) * scale
-
-    mean_first, mean_prompt = mean(first), mean(prompt)
-    columns = (
-        jnp.ones_like(first),
-        first - mean_first,
-        jnp.broadcast_to(mean_prompt - mean_first - _LOG_GROWTH, first.shape),
-        jnp.broadcast_to(mean_prompt - _LOG_CONTEXT, first.shape),
-    )
-    some = jnp.where(num > 0, 1.0, 0.0)
-    return jnp.stack([columns[0], *(some * column for column in columns[1:])], axis=-1)
+    # Summed in whole numbers: a sum of floats would depend on how it is compiled.
+    parts = jnp.sum(jnp.where(begun, jnp.round(first * _PARTS).astype(jnp.int32), 0))
+    mean_first = parts.astype(jnp.float32) / (_PARTS * jnp.maximum(num, 1).astype(jnp.float32))
+    relative = jnp.where(num > 0, first - mean_first, 0.0)
+    return jnp.stack([jnp.ones_like(first), relative, jnp.broadcast_to(asleep - _ASLEEP, first.shape)], axis=-1)

@@ -69,6 +69,7 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "decode_cost": (0, 1e6, False),
     "balance_ratio": (0, 1e9, False),
     "running_cost": (0, 1e6, False),
+    "prefill_instances": (1, 1e6, True),
     "fetch_ratio": (0, 1e6, False),
     "fetch_cost": (0, 1e6, False),
     "overlap_weight": (0, 1e6, False),

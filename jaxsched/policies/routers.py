@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Router
-from jaxsched.policies.routing import CACHE_AWARE
+from jaxsched.policies.routing import CACHE_AWARE, DISAGGREGATED
 from jaxsched.sim.event import first_slot
 from jaxsched.sim.views import RouterView
 
@@ -90,5 +90,6 @@ ROUTERS = {
             reads_work=True,
         ),
         *CACHE_AWARE,
+        DISAGGREGATED,
     )
 }

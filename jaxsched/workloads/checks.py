@@ -115,14 +115,14 @@ def _check_chains(columns: Columns, where: str) -> None:
             hint="What programs share is a group's prefix, or a list of block ids (content).",
         )
     prompt, output = columns["prompt_tokens"].astype(np.int64), columns["output_tokens"].astype(np.int64)
-    short = np.flatnonzero(prompt[after] <= prompt[before] + output[before])
+    short = np.flatnonzero(prompt[after] < prompt[before] + output[before])
     if len(short):
         a, b = int(before[short[0]]), int(after[short[0]])
         raise UserError(
             f"the history is shorter than the prefix that chain {chain[b]} claims: a prompt of {prompt[b]} tokens "
             f"after a prompt of {prompt[a]} and {output[a]} outputs",
             where=place(line, b, where),
-            expected=f"at least {prompt[a] + output[a] + 1} tokens",
+            expected=f"at least {prompt[a] + output[a]} tokens",
             hint="Begin a new chain where the history is cut.",
         )
     for name in ("group", "group_tokens"):

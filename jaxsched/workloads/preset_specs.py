@@ -20,6 +20,7 @@ from jaxsched.workloads.laws import (
 from jaxsched.workloads.presets import Preset
 from jaxsched.workloads.renewal import RenewalSpec
 from jaxsched.workloads.rollouts import RolloutSpec
+from jaxsched.workloads.split import SplitSpec
 
 _POISSON = Renewal(Exponential())
 
@@ -119,6 +120,18 @@ SHAREGPT = Preset(
     "ShareGPT chat lengths (Llama-2 tokenizer), Poisson arrivals",
     "ShareGPT as tokenised for Vidur experiments (7,000 rows)",
     RequestSpec(
+        arrivals=_POISSON,
+        prompt=SHAREGPT_PROMPT,
+        output=SHAREGPT_OUTPUT,
+        max_total_tokens=4_096,
+    ),
+    rate_per_s=5.0,
+)
+SHAREGPT_SPLIT = Preset(
+    "sharegpt_split",
+    "The requests of sharegpt, prefill and decode as two turns that may run on different instances",
+    SHAREGPT.source,
+    SplitSpec(
         arrivals=_POISSON,
         prompt=SHAREGPT_PROMPT,
         output=SHAREGPT_OUTPUT,
@@ -305,6 +318,7 @@ REQUEST_PRESETS: tuple[Preset, ...] = (
     CODE_BURSTY,
     MOONCAKE_CONV,
     SHAREGPT,
+    SHAREGPT_SPLIT,
     ARXIV_SUM,
     LMSYS,
     CREATION,

@@ -26,13 +26,14 @@ from jaxsched.workloads.names import nearest
 from jaxsched.workloads.renewal import RenewalSpec
 from jaxsched.workloads.rollouts import RolloutSpec, generate_rollouts
 from jaxsched.workloads.sessions import MixedSessions, SessionSpec, generate_sessions
+from jaxsched.workloads.split import SplitSpec, generate_split
 from jaxsched.workloads.stages import PipelineSpec, generate_pipelines
 from jaxsched.workloads.subagents import SubAgentSpec, generate_subagents
 from jaxsched.workloads.tenants import TenantMix, generate_tenants
 
 Spec = RequestSpec | SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RenewalSpec | TenantMix | RolloutSpec
 #: Specifications of programs with more than one turn.
-Sessions = SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RolloutSpec
+Sessions = SessionSpec | MixedSessions | PipelineSpec | SubAgentSpec | RolloutSpec | SplitSpec
 
 #: Options that may be traced, so that lanes of one program can differ in them.
 TRACED = ("tool_tail", "turns_factor", "context_scale", "short_share", "growth_scale", "pause_scale")
@@ -195,6 +196,8 @@ class Preset:
 def _generate(spec: Spec, key: Array, num_programs: int, rate_per_s: Array, knobs: Knobs) -> Requests:
     if isinstance(spec, TenantMix):
         return generate_tenants(spec, key, num_programs, rate_per_s, knobs)
+    if isinstance(spec, SplitSpec):
+        return generate_split(spec, key, num_programs, rate_per_s, knobs)
     if isinstance(spec, PipelineSpec):
         return generate_pipelines(spec, key, num_programs, rate_per_s, knobs)
     if isinstance(spec, RolloutSpec):

@@ -75,7 +75,7 @@ def environment():
 def permuted(machine, key):
     """The same cluster with every slot somewhere else."""
     perm = jax.random.permutation(key, machine.request.shape[1])
-    kv = machine.kv.replace(slots=machine.kv.slots[:, :, perm])
+    kv = None if machine.kv is None else machine.kv.replace(slots=machine.kv.slots[:, :, perm])
     return machine.replace(slots=machine.slots[:, :, perm], request=machine.request[:, perm], kv=kv)
 
 

@@ -47,7 +47,7 @@ def episodes(env, choose, steps, params, lanes):
 
         def step(carry, key):
             obs, state = carry
-            if env.static.prefix_cache == "runs":
+            if env.static.scheduler.compress is None:  # (which keeps more by slot)
                 shuffled = permuted(state.machine, key)
                 machine = jax.tree.map(lambda a, b: jnp.where(shuffles > 0, a, b), shuffled, state.machine)
                 state = state.replace(machine=machine, items=env._items(machine, params, state.workload))
@@ -121,7 +121,7 @@ def test_equal_levels_evict_the_context_released_first_and_others_another():
 
 @pytest.mark.slow
 def test_equal_levels_preempt_the_last_admitted_and_others_another():
-    """Against the engine's own pass, which knows no other victim."""
+    """Against the engine's own pass, which knows no other victim; and with slots permuted before every step."""
     scenario = dataclasses.replace(tenant_fairness.default_scenario(), usable_blocks=400, num_programs=32)
     env, params = js.make(
         "TenantFairness-v0", heads=("preempt",), scenario=scenario, seeds=1, num_slots=32, max_num_seqs=16,
@@ -135,13 +135,14 @@ def test_equal_levels_preempt_the_last_admitted_and_others_another():
         level = jnp.where(by_context > 0, level, constant)
         return {"preempt": jnp.where(obs.masks["preempt"][:, 1], level, 0).astype(jnp.int32)}
 
-    lanes = jnp.asarray([[DEFAULT_LEVEL, 0], [0, 1]]), jnp.zeros(2)
+    lanes = jnp.asarray([[DEFAULT_LEVEL, 0], [0, 1], [0, 1]]), jnp.asarray([0, 0, 1])
     state, out = episodes(env, choose, 300, params, lanes)
     check_masks(out, "preempt")
     plain, _ = episodes(inline(env, victim=None), nothing, 300, params, jax.tree.map(lambda x: x[:1], lanes))
     np.testing.assert_array_equal(finishes(state)[0], finishes(plain)[0])
     preemptions = np.asarray(state.machine.record.preemptions)
     np.testing.assert_array_equal(preemptions[0], np.asarray(plain.machine.record.preemptions)[0])
+    np.testing.assert_array_equal(finishes(state)[1], finishes(state)[2])
     assert preemptions[0].sum() > 5 and (preemptions[0] != preemptions[1]).any()
     assert not np.asarray(state.machine.flags).any()
 

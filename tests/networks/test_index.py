@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,6 +31,7 @@ def weights(**named: float) -> np.ndarray:
     return values
 
 
+HALF = jnp.float32(0.5)
 #: Kept contexts first, then by arrival of the program: the order of `gittins`.
 LIKE_GITTINS = weights(order__kept=100.0, order__program_number=-1.0)
 
@@ -67,9 +69,9 @@ def test_parts_of_the_vector_have_names_and_shapes() -> None:
         np.testing.assert_array_equal(
             np.concatenate([part.reshape(-1) for part in split.values()]), np.arange(shape.num_weights)
         )
-    assert IndexShape().num_weights == 17
-    with pytest.raises(ValueError, match="17 weights"):
-        learned(np.zeros(16))
+    assert IndexShape().num_weights == 16
+    with pytest.raises(ValueError, match="16 weights"):
+        learned(np.zeros(15))
 
 
 def exported(folder, values=LIKE_GITTINS, **network):
@@ -115,7 +117,7 @@ def test_a_weight_that_no_head_reads_does_not_exist() -> None:
     def outputs(vector):
         price = PriceIndex(shape).price(vector, pause)
         return np.concatenate(
-            [np.ravel(x) for x in (OrderIndex(shape)(vector, view), GateIndex(shape)(vector, view), price)]
+            [np.ravel(x) for x in (OrderIndex(shape)(vector, view), GateIndex(shape)(vector, view, HALF), price)]
         )
 
     base = np.asarray(jax.random.normal(jax.random.key(0), (shape.num_weights,)))
@@ -128,17 +130,25 @@ def test_a_weight_that_no_head_reads_does_not_exist() -> None:
 def test_the_gate_sees_how_small_a_program_is_among_those_that_have_begun() -> None:
     """Begun: programs of 8,000 and 5,000; new: 900 and 2,500. The mean logarithm is that of sqrt(8,000 x 5,000)."""
     view = queue_view()
-    relative = np.asarray(gate_features(view))[:, GATE_FEATURES.index("relative")]
+    relative = np.asarray(gate_features(view, HALF))[:, GATE_FEATURES.index("relative")]
     middle = np.sqrt(8000 * 5000)
     np.testing.assert_allclose(relative[[0, 3]], np.log([900 / middle, 2500 / middle]), atol=0.005)
     none = view.replace(waiting_mask=view.waiting_mask & view.first_turn_mask)
-    np.testing.assert_array_equal(np.asarray(gate_features(none))[:, GATE_FEATURES.index("relative") :], 0.0)
+    np.testing.assert_array_equal(np.asarray(gate_features(none, HALF))[:, GATE_FEATURES.index("relative")], 0.0)
 
 
-def test_the_gate_sees_how_long_begun_prompts_are_and_how_much_they_have_grown() -> None:
-    """Begun prompts: 12,000 of 8,000 at first, and 6,900 of 5,000; centred at log 8.5 and at a factor of exp(0.7)."""
-    found = np.asarray(gate_features(queue_view()))
-    growth = np.log([12_000 / 8_000, 6_900 / 5_000]).mean() - 0.7
-    np.testing.assert_allclose(found[:, GATE_FEATURES.index("growth")], growth, atol=0.01)
-    context = np.log([12_000, 6_900]).mean() - 8.5
-    np.testing.assert_allclose(found[:, GATE_FEATURES.index("context")], context, atol=0.01)
+def test_the_gate_sees_who_sleeps_and_a_run_of_steps_decides_as_its_steps_one_by_one() -> None:
+    """Four members with random weights and a gate that opens or closes with sleepers, in runs and step by step."""
+    np.testing.assert_allclose(np.asarray(gate_features(queue_view(), HALF))[:, GATE_FEATURES.index("asleep")], 0.2)
+    random = 0.3 * np.asarray(jax.random.normal(jax.random.key(3), (4, len(NAMES))), np.float32)
+    for member, weight in enumerate((2.0, -2.0, 1.0, -1.0)):
+        random[member] += weights(gate__asleep=weight)
+    lanes = LaneSpec(np.arange(4), weights=random)
+    runs, steps = (
+        GroupRunner(dataclasses.replace(small(), max_run_steps=k), with_weights()).rollout(lanes) for k in (32, 1)
+    )
+    assert runs.metrics["micro_steps"].sum() < 0.8 * steps.metrics["micro_steps"].sum()
+    for name in ("jct_mean_s", "jct_p99_s", "ttft_p99_s", "tbt_p999_s", "recomputed_tokens", "engine_steps"):
+        np.testing.assert_array_equal(runs.metrics[name], steps.metrics[name], err_msg=name)
+    still = GroupRunner(small(), with_weights()).rollout(LaneSpec(np.arange(4), weights=0 * random))
+    assert np.sum(still.metrics["jct_mean_s"] != runs.metrics["jct_mean_s"]) >= 2

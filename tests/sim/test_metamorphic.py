@@ -302,6 +302,7 @@ ELSEWHERE = {
     ),
     "april": ("tests.sim.test_rounds_equal_reference:test_rounds_follow_one_another",) * 2,
     "semantic_cache": ("tests.sim.test_semantic_cache:test_break_even_is_where_the_sheet_has_it",) * 2,
+    "disaggregated": ("tests.sim.test_routing_parts:test_disaggregated_routes_the_first_turn",) * 2,
     **dict.fromkeys(
         ("sglang", "preble_e2", "conductor", "dynamo_kv", "llmd_score"),
         (

@@ -103,6 +103,19 @@ def test_where_the_load_is_equal_the_longest_match_wins() -> None:
         np.testing.assert_array_equal(_routed(name, views, **params), longest, name)
 
 
+def test_disaggregated_routes_the_first_turn_to_one_pool_and_the_second_to_the_other() -> None:
+    """Inside a pool by load, as `least_kv` does on a cluster of that pool alone; a single instance takes all."""
+    assert (_routed("disaggregated", _views(1)) == 0).all()
+    views = _views(4)
+    apart = lambda at: jax.tree.map(lambda x: x[:, at] if x.shape == (NUM_VIEWS, 4) else x, views)
+    first, second = views.replace(home=0 * views.home - 1), views.replace(home=0 * views.home)
+    for asked, num in ((1, 1), (2, 2), (3, 3), (0, 1), (9, 3)):
+        here = _routed("disaggregated", first, prefill_instances=asked)
+        np.testing.assert_array_equal(here, _routed("least_kv", apart(slice(None, num))))
+        there = _routed("disaggregated", second, prefill_instances=asked)
+        np.testing.assert_array_equal(there, num + _routed("least_kv", apart(slice(num, None))))
+
+
 @pytest.mark.parametrize("cache", ["runs", "blocks"])
 def test_the_record_is_a_tree_that_forgets_the_least_recently_sent_leaves(cache: str) -> None:
     variant = Variant("vllm", "round_robin", block_size=BLOCK, turns=True, cache=cache, size=SMALL)

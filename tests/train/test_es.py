@@ -54,6 +54,19 @@ def test_what_is_kept_is_an_average_that_leans_to_the_last_means() -> None:
         EsConfig(average=1.0)
 
 
+def test_weights_without_a_signal_decay_and_those_with_one_stay() -> None:
+    """Of 16 weights the cost knows the first, which wants to be 2; steps of fixed length 0.2, 120 generations."""
+    found = []
+    for decay in (0.0, 0.15):
+        config = EsConfig(population=16, generations=120, learning_rate=0.2, final_rate=0.999, decay=decay)
+        cost = lambda members, generation: (members[:, 0] - 2) ** 2 + np.sin(1e4 * members[:, 1])  # and noise
+        found.append(np.asarray(minimise(config, cost, init(config, np.zeros(16), jax.random.key(1))).average))
+    free, decayed = (np.abs(values[1:]).mean() for values in found)
+    assert decayed < 0.5 * free and found[1][0] > 0.5
+    state = init(EsConfig(decay=0.25), np.full(4, 2.0), jax.random.key(0))
+    np.testing.assert_allclose(tell(EsConfig(decay=0.25), state, jnp.zeros((16, 4)), jnp.zeros(16)).mean, 1.5)
+
+
 def test_costs_that_are_no_numbers_stop_the_search() -> None:
     with pytest.raises(UserError, match="2 of 4 costs are not numbers"):
         config, costs = EsConfig(population=4), np.array([1.0, np.nan, np.inf, 2.0])

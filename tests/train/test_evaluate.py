@@ -96,6 +96,7 @@ def test_an_evaluation_from_a_file_to_tables(folder, capsys) -> None:
             [],
             "Did you mean 'gittins'",
         ),
+        (("  - name: ", "  - name: swe, "), [], "a name has no comma"),
     ],
 )
 def test_a_mistake_is_named_before_anything_runs(folder, capsys, change, arguments, said) -> None:
@@ -107,9 +108,10 @@ def test_a_mistake_is_named_before_anything_runs(folder, capsys, change, argumen
     assert not (folder / "out" / "parts").exists()
 
 
-def test_the_shipped_evaluation_resolves_regime_by_regime() -> None:
+@pytest.mark.parametrize("name", ["agents", "agents_catalogue"])
+def test_the_shipped_evaluations_resolve_regime_by_regime(name) -> None:
     """Scenarios, rules and published checkpoints; those of recorded traces only where these are."""
-    config = load(ROOT / "configs/evaluate/agents.yaml")
+    config = load(ROOT / f"configs/evaluate/{name}.yaml")
     for regime in config.regimes:
         if regime.trace is not None and not (SHARED / "traces" / regime.trace).exists():
             continue

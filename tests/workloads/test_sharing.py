@@ -80,7 +80,7 @@ def test_columns_survive_slicing_thinning_and_scaling():
         (
             {"chain": [3, 3, 3, 8]},
             r"f\.jsonl, line 7: the history is shorter than the prefix that chain 3 claims: a prompt of 12 tokens "
-            r"after a prompt of 25 and 6 outputs; expected at least 32 tokens\. Begin a new chain",
+            r"after a prompt of 25 and 6 outputs; expected at least 31 tokens\. Begin a new chain",
         ),
         ({"chain": [3, 3, 5, 3]}, "line 8: chain 3 has turns of the programs 3 and 8"),
         ({"group": [0] * 4, "group_tokens": [2, 2, 13, 0]}, "line 7: group_tokens is 13 of a prompt of 12"),

@@ -1,4 +1,4 @@
-"""Cache-aware routers, one file each. Those that look at the load only are in `jaxsched/policies/routers.py`.
+"""Routers of published systems, one file each. The simple ones, by load only, are in `jaxsched/policies/routers.py`.
 
 What they see of the prefix caches, live or late, is docs/semantics.md, section 7.
 """
@@ -6,6 +6,7 @@ What they see of the prefix caches, live or late, is docs/semantics.md, section 
 from __future__ import annotations
 
 from jaxsched.policies.routing.conductor import CONDUCTOR
+from jaxsched.policies.routing.disaggregated import DISAGGREGATED
 from jaxsched.policies.routing.dynamo import DYNAMO
 from jaxsched.policies.routing.llmd import LLMD
 from jaxsched.policies.routing.preble import PREBLE
@@ -13,4 +14,4 @@ from jaxsched.policies.routing.sglang import SGLANG
 
 CACHE_AWARE = (SGLANG, PREBLE, CONDUCTOR, DYNAMO, LLMD)
 
-__all__ = ["CACHE_AWARE", "CONDUCTOR", "DYNAMO", "LLMD", "PREBLE", "SGLANG"]
+__all__ = ["CACHE_AWARE", "CONDUCTOR", "DISAGGREGATED", "DYNAMO", "LLMD", "PREBLE", "SGLANG"]
