@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxsched.sim import offload, rounds
-from jaxsched.sim.admission import admission_step, refill_window
+from jaxsched.sim.admission import admission_step
 from jaxsched.sim.arrivals import next_input_time, next_view_tick, take_arrival, telemetry_tick
 from jaxsched.sim.clock import EPOCH_US, NEVER_US, relative_us
 from jaxsched.sim.close import close_step, drain_token
@@ -30,6 +30,7 @@ from jaxsched.sim.speculate import begin_drafts, folded_counts
 from jaxsched.sim.state import WAITING, Col, Count, Flag, Instance, Phase, State, init_state
 from jaxsched.sim.static import SimStatic
 from jaxsched.sim.tiers import rebase_tiers
+from jaxsched.sim.waiting import refill_window
 from jaxsched.sim.worth import rank_contexts
 
 #: Longest step or run of steps (537 s): what may follow an event without leaving int32.

@@ -24,6 +24,8 @@ def lets_in(
     """Whether the policy's own test admits the candidate."""
     if config.admission == "" or not running:
         return True
+    if config.admission == "aios":
+        return all(r.gen < config.open_tokens for r in running)
     pool = config.usable_blocks * config.block_size
     if config.admission == "headroom":
         if config.headroom_tokens == 0 or all(r.priority >= candidate.priority for r in running):

@@ -15,7 +15,7 @@ Uniform = Callable[[int, int], int]  # (request row, draw number) -> a non-negat
 Kind = Literal["vllm", "sarathi", "vllm-v0", "orca", "static"]
 Order = Literal[
     "fcfs", "priority", "sjf", "srpt", "mlfq", "ewsjf", "arrival", "pfcfs", "continuum", "fastswitch", "plas", "atlas",
-    "srpt_program", "edd", "edf", "mdd", "slack", "atc", "vtc", "vtc-predict", "wfq", "drr",
+    "srpt_program", "edd", "edf", "mdd", "slack", "atc", "vtc", "vtc-predict", "wfq", "drr", "aios-rr",
 ]  # fmt: skip
 Retention = Literal["", "static_ttl", "preserve", "clair", "belady"]
 Router = Literal[
@@ -60,14 +60,16 @@ class EngineConfig:
     clair_price: float = 0.01
     gate_fraction: float = 0.0  # of the pool; 0 = no gate
     gate_final: bool = False  # contexts count as large as they will grow
-    admission: Literal["", "past_future", "conservative", "headroom"] = ""
+    admission: Literal["", "past_future", "conservative", "headroom", "aios"] = ""
     max_output: int = 4096  # longest output that both reckon with
     reserved: float = 0.05  # past_future
     overcommit: float = 1.0  # conservative
     headroom_tokens: int = 0  # headroom: kept free beside a request that is more important
+    open_tokens: int = 32  # aios: outputs of a running request from which on nobody joins the batch
     history: int = 200  # past_future: output lengths remembered
     weights: tuple[float, ...] = (1.0, 1.0)  # of the tenants, by class
     drr_quantum: int = 1024  # weighted tokens
+    slice_us: int = 1_000_000  # of aios-rr
     quantum_us: int = 1_000_000  # plas and atlas: service that the first level covers
     num_levels: int = 10
     starvation_ratio: int = 10  # 0 = nobody is promoted

@@ -248,6 +248,8 @@ class Instance:
         victim.is_running = False
         if victim.service is not None:
             attained.stop(victim, call.now_us)
+        if self.accounts is not None:
+            self.accounts.requeue(victim)
         self.waiting.insert(0, victim)
         victim.record.preemptions += 1
         call.preempted.append(victim)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tests.oracle.data import EngineConfig, Request
 
 UNIT = 120
-ORDERS = ("vtc", "vtc-predict", "wfq", "drr")
+ORDERS = ("vtc", "vtc-predict", "wfq", "drr", "aios-rr")
 INPUT, OUTPUT = 1, 2
 
 
@@ -22,7 +22,8 @@ class Accounts:
     amount: dict[int, int] = field(default_factory=dict)  # vtc: counter; wfq: virtual finish; drr: deficit
     virtual: int = 0  # wfq: virtual time
     pointer: int = 0  # drr: tenant served last
-    tag: dict[int, int] = field(default_factory=dict)  # wfq, by row
+    tag: dict[int, int] = field(default_factory=dict)  # wfq and aios-rr, by row
+    num_tags: int = 0  # aios-rr: entries and preemptions so far
     entered: list[Request] = field(default_factory=list)  # those that the scheduler has seen and that are not over
 
     def __post_init__(self) -> None:
@@ -51,6 +52,8 @@ class Accounts:
         self.entered.append(request)
         if order in ("vtc", "vtc-predict") and others and tenant not in others:
             self.amount[tenant] = max(self.amount[tenant], min(self.amount[t] for t in others))
+        if order == "aios-rr":
+            self.requeue(request)
         if order == "drr" and tenant not in others:
             self.amount[tenant] = min(self.amount[tenant], 0)
         if order == "wfq":
@@ -58,6 +61,12 @@ class Accounts:
             programs = sum(r.klass == tenant for r in self.entered)
             self.amount[tenant] = max(self.amount[tenant], self.virtual) + cost
             self.tag[request.row] = min(self.amount[tenant], self.virtual + programs * cost)
+
+    def requeue(self, request: Request) -> None:
+        """It enters or is preempted: aios-rr puts it at the back of the queue."""
+        if self.config.order == "aios-rr":
+            self.tag[request.row] = self.num_tags
+            self.num_tags += 1
 
     def admit(self, request: Request) -> None:
         """It is admitted for the first time."""
@@ -93,7 +102,7 @@ class Accounts:
     def key(self, request: Request) -> tuple[int, int]:
         """The smallest goes next."""
         tenant = request.klass
-        if self.config.order == "wfq":
+        if self.config.order in ("wfq", "aios-rr"):
             return self.tag[request.row], request.sequence
         if self.config.order == "drr":
             num = len(self.config.weights)

@@ -10,8 +10,8 @@ from tests.oracle import attained, due, fairness
 from tests.oracle.data import EngineConfig, Request
 
 #: Orders in which a waiting request may push out a running one.
-PREEMPTIVE = ("srpt", "mlfq", "fastswitch", "plas", "atlas", "edf")
-BY_SERVICE = ("plas", "atlas")
+PREEMPTIVE = ("srpt", "mlfq", "fastswitch", "plas", "atlas", "edf", "aios-rr")
+BY_SERVICE = ("plas", "atlas", "aios-rr")
 EPOCH_US = 2**30  # the update clock of fastswitch begins anew at each
 
 
@@ -23,6 +23,8 @@ def _mix(x: int) -> int:
 
 def order_key(config: EngineConfig, request: Request, now_us: int, pinned: Collection[int] = ()) -> int:
     """The integer that the preemptive orders compare: smaller goes first."""
+    if config.order == "aios-rr":
+        return _turn(config, request, now_us)
     if config.order in BY_SERVICE:
         return _service_key(config, request, now_us, request.row in pinned)
     if config.order == "fastswitch":
@@ -41,6 +43,14 @@ def order_key(config: EngineConfig, request: Request, now_us: int, pinned: Colle
         if attained <= config.mlfq_quantum * 2**level:
             return level
     return config.mlfq_levels - 1
+
+
+def _turn(config: EngineConfig, request: Request, now_us: int) -> int:
+    """Place in the queue; running: before it until the slice is over, then behind all of it."""
+    if not request.is_running:
+        return request.accounts.tag[request.row]
+    is_over = now_us - request.service.began_us >= config.slice_us
+    return 2**30 if is_over and request.num_tokens > request.service.began_tokens else -1
 
 
 def _program_work(config: EngineConfig, request: Request, is_pinned: bool) -> tuple[int, int]:

@@ -60,6 +60,7 @@ ENGINES: dict[str, tuple[Kind, Order, bool]] = {
     "vtc-predict": ("vllm", "vtc-predict", False),
     "wfq": ("vllm", "wfq", False),
     "drr": ("vllm", "drr", False),
+    "aios-rr": ("vllm", "aios-rr", False),
     **{name: ("vllm", name, False) for name in ("edd", "edf", "mdd", "slack", "atc")},
 }
 #: The reference's `admission` and engine by name of the scheduler.
@@ -67,6 +68,7 @@ ADMISSIONS = {
     "past_future": ("past_future", "vllm"),
     "conservative": ("conservative", "vllm"),
     "priority-headroom": ("headroom", "vllm-priority"),
+    "aios-fifo": ("aios", "vllm"),
 }
 #: Parameters of the order heads, as `EngineConfig` names them and as the policies do.
 ORDER_CONFIG: dict[str, Any] = {
@@ -275,6 +277,10 @@ def _random_engine(variant: Variant, draw: random.Random, on_lattice: bool) -> E
             "overcommit": draw.choice([0.75, 1.0, 1.5]),
             "headroom_tokens": draw.choice([0, 16, 100]),
         }
+    if variant.base == "aios-fifo":
+        admission["open_tokens"] = draw.choice([1, 4, 16])
+    if order == "aios-rr":
+        by_service |= {"slice_us": draw.choice([5, 20, 80]) * 1000, "starvation_ratio": 0}
     no_rules = ("gate", "peak", "offload", "prefetch", "early_reject")
     rule = next((part for part in parts if part not in no_rules), "")
     dates: dict[str, Any] = {}
@@ -520,6 +526,8 @@ def _service_params(variant: Variant, engines: list[EngineConfig]) -> dict[str, 
         return {"order": np.asarray(rows, np.int32)}
     if variant.base == "srpt_program":
         return {"order": np.asarray([(e.pinned_first,) for e in engines], np.int32)}
+    if variant.base == "aios-rr":
+        return {"order": np.asarray([(e.slice_us // 1000,) for e in engines], np.int32)}
     if variant.base in ORDERS:
         rows = [(1, 2, e.drr_quantum) if variant.base == "drr" else (1, 2) for e in engines]
         return {"order": np.asarray(rows, np.int32)}
@@ -533,7 +541,7 @@ def _admit_params(engine: EngineConfig) -> list[float]:
     """As the admission heads take them."""
     rules = {
         "past_future": [engine.max_output, engine.reserved], "conservative": [engine.max_output, engine.overcommit],
-        "headroom": [engine.headroom_tokens],
+        "headroom": [engine.headroom_tokens], "aios": [engine.open_tokens],
     }  # fmt: skip
     return rules.get(engine.admission, [])
 

@@ -1,4 +1,4 @@
-"""Fair orders (VTC, VTC with predictions, WFQ, DRR): the machine, in runs, takes every decision of the reference.
+"""Fair orders (VTC, with predictions too, WFQ, DRR) and those of AIOS: the machine decides as the reference does.
 
 docs/semantics.md, section 13. The reference goes step by step and keeps its accounts in Python integers.
 """
@@ -19,6 +19,8 @@ VARIANTS = {
     "vtc-predict": Variant("vtc-predict", size=RETENTION),
     "wfq": Variant("wfq", "program_sticky", turns=True, size=RETENTION),
     "drr": Variant("drr", size=RETENTION, thresholds=True),
+    "aios-rr": Variant("aios-rr", turns=True, size=RETENTION),
+    "aios-fifo": Variant("aios-fifo", turns=True, size=RETENTION),
 }
 
 

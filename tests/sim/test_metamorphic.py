@@ -174,6 +174,8 @@ PAIRS: dict[str, Pair] = {
     "vtc-oracle": Pair(_turns("vtc-predict"), one_tenant, made=truth),
     "wfq": Pair(_turns("wfq"), both(same, one_tenant), tame_variant=Variant("wfq", size=RETENTION)),
     "drr": Pair(_turns("drr"), one_tenant),
+    "aios-fifo": Pair(_turns("aios-fifo"), apart),
+    "aios-rr": Pair(_turns("aios-rr"), both(plenty, engine(slice_us=10**12)), made=engine(slice_us=20_000)),
     "edd": Pair(_single("edd"), no_limits, made=crowd),
     "edf": Pair(_single("edf"), both(no_limits, plenty)),
     "mdd": Pair(_single("mdd"), no_limits, made=crowd),
@@ -291,7 +293,6 @@ def test_learned_retention_differs_from_lru_where_memory_is_short_and_equals_it_
 
 #: Policies whose pair is in other tests: (where it differs, where it is equal).
 ELSEWHERE = {
-    **dict.fromkeys(("aios-fifo", "aios-rr"), ("tests.test_fair_policies:test_fair_policies_mix",) * 2),
     **dict.fromkeys(
         ("batchllm", "prefix_groups"),
         (
