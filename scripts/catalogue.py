@@ -50,7 +50,8 @@ docs/semantics.md; published effects: docs/reproductions.md; learned policies: d
 
 The plots show a row of a shipped comparison against its baseline or another row, from docs/policies/results.json, which
 holds every number with its command, seeds and commit. They are pictures of what a policy does, on one workload, often
-smaller than the comparison (it is said below each); effects to rely on are in docs/reproductions.md.
+smaller than the comparison (it is said below each): two dozen agents hardly press on memory, so that rules of
+retention tie there. Effects to rely on are in docs/reproductions.md.
 """
 
 

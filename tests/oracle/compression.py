@@ -8,7 +8,8 @@ from tests.oracle.blocks import CountPool
 from tests.oracle.data import EngineConfig, Request
 
 if TYPE_CHECKING:
-    from tests.oracle.engine import Instance, Step
+    from tests.oracle.engine import Instance
+    from tests.oracle.steps import Step
 
 
 def _ratio(config: EngineConfig, used: int) -> int:

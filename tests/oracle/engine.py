@@ -5,39 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from tests.oracle import admission, attained, due, fairness, other_engines, vllm_v1
+from tests.oracle import admission, attained, conservation, due, fairness, other_engines, prefetch, retention, vllm_v1
 from tests.oracle.blocks import CachingPool, Context, Hit, ceil_div, make_pool
 from tests.oracle.compression import evict
-from tests.oracle.data import EngineConfig, Record, Request, StepFeatures, StepLog, StepTime
+from tests.oracle.data import EngineConfig, Request, StepLog, StepTime
 from tests.oracle.orders import BY_SERVICE, choose
 from tests.oracle.rounds import Rounds, fresh_pool
-from tests.oracle.speculation import MOST, Bits, decodes_now
+from tests.oracle.speculation import Bits, decodes_now
+from tests.oracle.steps import Call, Step, features_of
 from tests.oracle.tiers import Load, Store, Tiers
-
-
-@dataclass
-class Call:
-    """One schedule() call in progress. `scheduled` is in batch order: running requests, then admissions."""
-
-    now_us: int
-    budget: int
-    scheduled: dict[Request, int] = field(default_factory=dict)
-    draft_cap: int = 0  # most tokens that a request may draft
-    admitted: list[tuple[Request, int, bool]] = field(default_factory=list)  # request, cached tokens, resumed
-    preempted: list[Request] = field(default_factory=list)
-
-
-@dataclass
-class Step:
-    """A step in flight. `sampled` = requests that get an output token at its end, in batch order."""
-
-    end_us: int
-    sampled: list[Request]
-    log: StepLog
-    drafted: dict[Request, int] = field(default_factory=dict)
-
 
 SCHEDULERS: dict[str, Callable[[Instance, Call], None]] = {
     "vllm": vllm_v1.schedule,
@@ -126,7 +103,7 @@ class Instance:
             # A call that only preempted is repeated unless the end of a step will bring the next one anyway.
             if not call.scheduled and (self.in_flight or not call.preempted):
                 break
-        self._check()
+        conservation.check(self)
         return finished
 
     def wake(self, at_us: int) -> None:
@@ -149,7 +126,7 @@ class Instance:
     def next_candidate(self, call: Call) -> Request | None:
         """Head of the queue; heads past their deadline are dropped."""
         while True:
-            considered = [r for r in self.waiting if not r.is_new_program or self._gate_is_open(r)]
+            considered = [r for r in self.waiting if not r.is_new_program or retention.gate_is_open(self, r)]
             self.noted["kept_out_by_gate"] += len(considered) < len(self.waiting)
             considered = [r for r in considered if r.row not in self.pool.loading]
             choice = choose(self.config, considered, call.now_us, self.pool.pinned_turns())
@@ -272,7 +249,7 @@ class Instance:
                 attained.enter(self.programs, request)
             self.noted["promoted"] += attained.promote(self.config, self.waiting, now_us)
         while (due := min(((t, row) for row, (t, _) in self.plans.items() if t <= now_us), default=None)) is not None:
-            self._prefetch(self.plans.pop(due[1])[1], now_us)
+            prefetch.begin(self, self.plans.pop(due[1])[1], now_us)
             self.pool.end_copies(now_us)  # it may have taken no time
             self.pool.refresh_pins(now_us, self.waiting)
         call = Call(now_us, self.config.token_budget)
@@ -287,7 +264,7 @@ class Instance:
                 wakes += [self.pool.next_copy_us] if self.waiting and self.pool.next_copy_us is not None else []
                 self._wake_us = min(wakes, default=None)
             return call
-        features = _features(call)
+        features = features_of(call)
         start_us = max(now_us, self.in_flight[-1].end_us) if self.in_flight else now_us
         if self.tiers and call.scheduled:
             self.noted["stall_us"] += max(self.tiers.stall_us - now_us, 0)
@@ -369,35 +346,7 @@ class Instance:
         request.record.fate = "finished"
         self.lengths.append(request.output_tokens)
         request.record.finish_us = now_us
-        self._remove(request, now_us, self._context(request, now_us))
-
-    def _plan_prefetch(self, request: Request, now_us: int) -> None:
-        """The context of a program that pauses is to be in HBM when it is expected back."""
-        tiers = self.config.tiers
-        assert tiers is not None
-        full_blocks = (request.prompt_tokens + request.output_tokens - 1) // self.config.block_size
-        load_us = tiers.host_in.time_us(max(full_blocks - request.shared_blocks, 0))
-        later = Request(
-            row=request.next_on_chain, prompt_tokens=len(request.next_prompt), output_tokens=1, predicted_tokens=1,
-            klass=0, priority=0, arrival_us=0, sequence=0, record=Record(request.next_on_chain),
-            content=list(request.next_prompt), output_stream=None, program=request.program, owner=request.owner,
-            chain=request.chain, shared_blocks=request.shared_blocks, final_tokens=request.next_final_tokens,
-        )  # fmt: skip
-        self.plans[later.row] = (now_us + max(tiers.returns_in_us - load_us, 0), later)
-
-    def _prefetch(self, later: Request, now_us: int) -> None:
-        """Load a context ahead of its turn, into blocks that are free and not pinned."""
-        if any(request.row == later.row for request in self.waiting):
-            return
-        assert self.tiers is not None and isinstance(self.pool, CachingPool)
-        hit = self.pool.lookup(later)
-        most = (later.num_tokens - 1) // self.config.block_size
-        load = self.tiers.find(later.chain, later.shared_blocks, len(hit.blocks), most, now_us)
-        if load is None or load.blocks + hit.num_evictable + self.pool.pinned_besides(hit) > self.pool.free:
-            return
-        self.noted["prefetched"] += 1
-        self.tiers.load(later.chain, later.shared_blocks, len(hit.blocks), load, now_us)
-        self.pool.begin_load(later, hit, load.blocks, load.end_us, pinned=False)
+        self._remove(request, now_us, retention.context_of(self, request, now_us))
 
     def _is_expired(self, request: Request, now_us: int) -> bool:
         timeouts_us = self.config.timeouts_us
@@ -408,57 +357,11 @@ class Instance:
         request.record.fate = "timed_out"
         self._remove(request, now_us)
 
-    def _context(self, request: Request, now_us: int) -> Context | None:
-        """What retention makes of the blocks of a program that pauses; None if it is over."""
-        if request.next_on_chain < 0:
-            return None
-        ttl_us = self._time_to_live(request)
-        deadline_us = now_us + ttl_us if ttl_us > 0 else None
-        returns_us = now_us + request.next_pause_us
-        return Context(request.next_on_chain, request.owner, deadline_us, request.next_final_tokens, returns_us)
-
-    def _time_to_live(self, request: Request) -> float:
-        config = self.config
-        if config.retention == "preserve":
-            return math.inf
-        if config.retention in ("static_ttl", "belady"):
-            return config.ttl_us
-        if config.retention == "clair":
-            full_blocks = (request.prompt_tokens + request.output_tokens - 1) // config.block_size
-            own = max(full_blocks - request.shared_blocks, 0) * config.block_size
-            percent = 100 * own / (config.usable_blocks * config.block_size)
-            worth = self._reload_us(own) > config.clair_price * request.next_pause_us * percent
-            return request.next_pause_us if worth else 0
-        return 0
-
-    def _reload_us(self, tokens: int) -> int:
-        """Time of one prefill of so many tokens."""
-        if tokens == 0:
-            return 0
-        recompute_us = self.step_time(StepFeatures(tokens, tokens, 0, 0, 1, tokens, tokens, tokens * (tokens >> 6)))
-        if self.config.tiers is None:
-            return recompute_us
-        return min(recompute_us, self.config.tiers.host_in.time_us(tokens // self.config.block_size))
-
-    def _gate_is_open(self, request: Request) -> bool:
-        """Whether a new program may begin: begun ones leave room, or nothing runs."""
-        config = self.config
-        if config.gate_fraction == 0 or not self.running:
-            return True
-        begun = self.running + [r for r in self.waiting if r.row != r.program]
-        waiting_rows = {r.row for r in self.waiting}
-        paused = [c for c in self.pool.contexts if c.next_turn not in waiting_rows]
-        if config.gate_final:
-            tokens = [r.final_tokens for r in [*begun, request]] + [c.final_tokens for c in paused]
-            return sum(ceil_div(t, config.block_size) for t in tokens) < config.gate_fraction * config.usable_blocks
-        blocks = sum(ceil_div(r.num_tokens, config.block_size) for r in begun) + sum(len(c.blocks) for c in paused)
-        return blocks + ceil_div(request.prompt_tokens, config.block_size) < config.gate_fraction * config.usable_blocks
-
     def _remove(self, request: Request, now_us: int, context: Context | None = None) -> None:
         self.num_left += 1
         copies = context is not None and self.tiers is not None and self.tiers.config.on_pause
         if copies and self.tiers is not None and self.tiers.config.overlap and self.tiers.config.returns_in_us >= 0:
-            self._plan_prefetch(request, now_us)
+            prefetch.plan(self, request, now_us)
         self._release(request, now_us, context, copies=copies)
         (self.running if request.is_running else self.waiting).remove(request)
         request.is_running = False
@@ -472,42 +375,3 @@ class Instance:
         if copies and high > request.shared_blocks:
             self.tiers.copy_out(request.chain, request.shared_blocks, high, now_us)
         self.pool.release(request, context, self.tiers.copying_until(request.chain, now_us))
-
-    def _check(self) -> None:
-        """Conservation of requests, tokens and blocks."""
-        config = self.config
-        assert len(self.running) <= config.max_num_seqs
-        num_inside = len(self.running) + len(self.waiting)
-        assert len({*self.running, *self.waiting}) == num_inside == self.num_joined - self.num_left
-        self.pool.check(self.running)
-        for request in self.running + self.waiting:
-            record = request.record
-            assert record.fate == "unfinished"
-            assert record.scheduled_tokens_total + record.cached_tokens_total - request.discarded == request.computed
-            assert 0 <= request.in_flight <= len(self.in_flight)
-        for request in self.running:
-            drafts = MOST if config.speculation else 0
-            assert request.is_running and 0 < request.computed <= request.num_tokens + drafts
-            if config.kind == "vllm":  # blocks are taken as tokens are scheduled, none ahead but for drafts
-                blocks = ceil_div(request.computed - request.dropped, config.block_size)
-                assert blocks <= self.pool.held(request) <= (blocks if not drafts else math.inf)
-        for request in self.waiting:
-            assert not request.is_running and request.computed == 0 and self.pool.held(request) == 0
-
-
-def _features(call: Call) -> StepFeatures:
-    ctx = num_decode = decode_ctx = num_prefill = prefill_tokens = prefill_ctx = quad = 0
-    for request, n in call.scheduled.items():
-        before = request.computed - n
-        ctx += request.computed
-        if before > 0 and (n == 1 or request.computed > request.num_tokens):  # (the latter verifies drafts)
-            num_decode += 1
-            decode_ctx += request.computed - request.dropped
-            ctx -= request.dropped
-        else:
-            num_prefill += 1
-            prefill_tokens += n
-            prefill_ctx += request.computed
-            quad += n * ((2 * before + n) >> 6)
-    total = sum(call.scheduled.values())
-    return StepFeatures(total, ctx, num_decode, decode_ctx, num_prefill, prefill_tokens, prefill_ctx, quad)

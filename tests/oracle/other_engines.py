@@ -8,7 +8,8 @@ from tests.oracle.blocks import ceil_div
 from tests.oracle.data import Request
 
 if TYPE_CHECKING:
-    from tests.oracle.engine import Call, Instance
+    from tests.oracle.engine import Instance
+    from tests.oracle.steps import Call
 
 
 def is_decode(request: Request) -> bool:

@@ -10,7 +10,8 @@ from tests.oracle.data import Request
 from tests.oracle.orders import PREEMPTIVE, memory_victim, order_key, order_victim
 
 if TYPE_CHECKING:
-    from tests.oracle.engine import Call, Instance
+    from tests.oracle.engine import Instance
+    from tests.oracle.steps import Call
 
 NO_LIMIT = 2**62
 
