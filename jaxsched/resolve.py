@@ -100,6 +100,7 @@ def _mixture(config: ScenarioConfig) -> Preset:
     from jaxsched.config import check_name
     from jaxsched.workloads import get_preset, list_presets
     from jaxsched.workloads.renewal import RenewalSpec
+    from jaxsched.workloads.split import SplitSpec
     from jaxsched.workloads.tenants import SPECS, TenantMix, TenantPart
 
     parts = []
@@ -109,10 +110,10 @@ def _mixture(config: ScenarioConfig) -> Preset:
         check_name(config, field, name, list(list_presets()), "workload preset")
         preset = get_preset(name).with_options(**tenant.options)
         spec = preset.spec.requests() if isinstance(preset.spec, RenewalSpec) else preset.spec
-        if not isinstance(spec, SPECS):
+        if not isinstance(spec, SPECS) or isinstance(spec, SplitSpec):
             raise UserError(
                 f"preset {name} cannot be one of several tenants", where=config.where(field),
-                expected="a preset of requests or of sessions (no graphs of turns)",
+                expected="a preset of requests or of sessions (no graphs of turns, no split requests)",
             )  # fmt: skip
         parts.append(TenantPart(tenant.name, spec, tenant.rate_per_s, tenant.begin, tenant.end, tenant.priority))
     mix = TenantMix(tuple(parts))

@@ -152,15 +152,15 @@ class Scenario:
             tier_params(self.tiers, settings)
         self._check_rounds(policy)
         self._check_semantic(policy)
-        if policy.scheduler.spec.speculates:
-            policy.params(self.usable_blocks)
-            if self.speculation is None:
-                raise UserError(
-                    f"policy {policy.name} drafts tokens, and the scenario has no draft model",
-                    where=f"scenario {self.name}, speculation",
-                    expected="a section `speculation`",
-                    hint="Add e.g. speculation: {acceptance: 0.7, draft_pass_us: 2000}.",
-                )
+        policy.params(self.usable_blocks)  # (they check what `limits.LIMITS` does not know)
+        policy.compress_params()
+        if policy.scheduler.spec.speculates and self.speculation is None:
+            raise UserError(
+                f"policy {policy.name} drafts tokens, and the scenario has no draft model",
+                where=f"scenario {self.name}, speculation",
+                expected="a section `speculation`",
+                hint="Add e.g. speculation: {acceptance: 0.7, draft_pass_us: 2000}.",
+            )
         tokens, seqs = self.usable_blocks * self.block_size, int(settings["max_num_seqs"])
         budget = self.step_tokens(policy)
         # A run must fit into the clock's margin: any one step and, where a run may begin with one (`mixed_runs`),

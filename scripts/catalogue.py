@@ -49,9 +49,11 @@ order a retention rule, parts and a router, joined by "+": `continuum+gate+progr
 docs/semantics.md; published effects: docs/reproductions.md; learned policies: docs/index_policies.md.
 
 The plots show a row of a shipped comparison against its baseline or another row, from docs/policies/results.json, which
-holds every number with its command, seeds and commit. They are pictures of what a policy does, on one workload, often
-smaller than the comparison (it is said below each): two dozen agents hardly press on memory, so that rules of
-retention tie there. Effects to rely on are in docs/reproductions.md.
+holds every number with its command and seeds, and the commit where it was recorded. They are pictures of what a policy
+does, on one workload, often smaller than the comparison (it is said below each): two dozen agents hardly press on
+memory, so that rules of retention tie there. A part is shown in a composition that has it; where the rival lacks more
+than the part (`+ttl`, `+clair`, `srpt_program` against plain vllm), so does the difference. Effects to rely on are in
+docs/reproductions.md.
 """
 
 

@@ -45,7 +45,7 @@ MEASURED = {
 #: Where a policy is shown, and which row against which, where that is not the first comparison that runs it, its row
 #: with the fewest parameters against the baseline.
 SHOWN_IN = {
-    "vllm": "demo", "vllm-priority": "priorities", "sjf": "code_bursty", "srpt": "code_bursty", "mlfq": "code_bursty",
+    "vllm": "demo", "vllm-priority": "priorities", "sjf": "code_bursty", "mlfq": "code_bursty",
     "ewsjf": "batch_inference", "sarathi": "demo", "vllm-v0": "demo", "static": "demo",
     "pfcfs": "regimes_mixed", "continuum": "regimes_mixed", "gittins": "regimes_mixed",
     "+ttl": "regimes_mixed", "plas": "autellix",
@@ -55,7 +55,7 @@ SHOWN_IN = {
     "wfq": "fairness", "drr": "fairness", "edd": "deadlines", "edf": "deadlines", "mdd": "deadlines",
     "slack": "deadlines", "atc": "deadlines", "batchllm": "batch_inference", "+april": "rollouts_full",
     "+clair": "regimes_mixed", "+gate": "regimes_mixed/gittins+gate/gittins", "+offload": "retention_rules",
-    "+prefetch": "prefetch", "+peak": "regimes_mixed", "+early_reject": "deadlines/fcfs + early rejection",
+    "+prefetch": "prefetch", "+peak": "regimes_mixed/srpt_program+clair+peak/srpt_program+clair+gate", "+early_reject": "deadlines/fcfs + early rejection",
     "+spec": "speculative/fixed 4", "least_kv": "routers",
 }  # fmt: skip
 #: Of the few that want other sizes: the first 200 answers of a history are the prior of `past_future`.

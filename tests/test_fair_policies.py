@@ -67,6 +67,7 @@ TENANT = "{name: a, preset: sharegpt, rate_per_s: 1.0%s}"
         (["{name: a, rate_per_s: 1.0}"], r"tenant 'a' needs a `preset`"),
         (["{name: a, preset: sharegtp, rate_per_s: 1.0}"], r"'sharegtp'.*Did you mean 'sharegpt'"),
         (["{name: a, preset: sub_agents, rate_per_s: 1.0}"], r"preset sub_agents cannot be one of several tenants"),
+        (["{name: a, preset: sharegpt_split, rate_per_s: 1.0}"], r"preset sharegpt_split cannot be one of several"),
         (["{name: a, preset: sharegpt, rate_per_s: 0.0}"], r"rate_per_s: found 0\.0.*above 0"),
         (["{name: 1 b, preset: sharegpt, rate_per_s: 1.0}"], r"workload\.tenants\.0\.name"),
     ],

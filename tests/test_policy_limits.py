@@ -11,6 +11,9 @@ from jaxsched.cli import main
 from jaxsched.errors import UserError
 from jaxsched.policies.base import V1_DEFAULTS, Policy
 from jaxsched.policies.limits import LIMITS
+from jaxsched.policies.mlfq import MAX_LEVELS
+from jaxsched.scenario import load
+from jaxsched.sim.fair import UNIT
 from tests.shared_data import ROOT
 
 CHAT = str(ROOT / "configs" / "scenarios" / "chat.yaml")
@@ -56,6 +59,28 @@ def test_values_out_of_range_are_refused_with_parameter_policy_and_range(name: s
     for parameter in set(policy.settings()) - _own(policy):  # of the others: nothing that is no number
         with pytest.raises(UserError, match=f"{parameter} is nan"):
             policy.with_params(**{parameter: math.nan})
+
+
+def test_the_largest_values_stay_inside_int32() -> None:
+    """Quanta are doubled from level to level; a prompt of a million tokens is charged at the largest price."""
+    assert LIMITS["quantum_tokens"][1] << (MAX_LEVELS - 2) < 2**31
+    assert LIMITS["input_price"][1] * UNIT * 2**20 < 2**31
+
+
+@pytest.mark.parametrize(
+    ("policy", "parameter", "values"),
+    [
+        ("edd", "prompt_us", (-1, 0.5)),
+        ("vllm+h2o", "ratio", (0.0, 1.5)),
+        ("vllm+lazy_eviction", "window", (-1, 0.5)),
+        ("vllm+h2o", "min_tokens", (-1, 0.5)),
+    ],
+)
+def test_what_is_checked_where_it_becomes_an_array_is_refused_before_anything_runs(policy, parameter, values) -> None:
+    scenario = load(CHAT)
+    for value in values:
+        with pytest.raises(UserError, match=f"{parameter} is {value:g}".replace(".", r"\.")):
+            scenario.check(policies.get(policy).with_params(**{parameter: value}))
 
 
 def test_a_configuration_is_refused_by_file_line_and_field(capsys, tmp_path) -> None:

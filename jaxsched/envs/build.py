@@ -118,6 +118,9 @@ def build(
         raise UserError(f"tick_ms {tick_ms}", where=where, expected="milliseconds above 0, at most 500,000")
     if horizon_s is not None and not horizon_s > 0:
         raise UserError(f"horizon_s {horizon_s}", where=where, expected="seconds above 0, or None: until all is done")
+    for name, value in (("residual_s", residual_s), ("loss_cost", loss_cost)):
+        if not 0 <= value < np.inf:
+            raise UserError(f"{name} {value}", where=where, expected="a finite number of at least 0")
     seeds = list(range(SEEDS.start, SEEDS.start + seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
 
     chosen = inline_policy(policy, settings, learned, where)
@@ -226,6 +229,10 @@ def inline_policy(name: str, settings: dict[str, float], learned: tuple[str, ...
         changes["compress"] = FIXED
     scheduler = dataclasses.replace(scheduler, spec=dataclasses.replace(spec, **changes))
     router = _CHOSEN_ROUTER if "route" in learned else _OPEN_ROUTER if "scale" in learned else base.router
+    if "draft" in learned and "num_speculative_tokens" in settings:
+        raise UserError(
+            "num_speculative_tokens with head 'draft'", where=where, expected="one of them: the head chooses the number"
+        )
     if "draft" in learned:  # room in the budget, and in what is compiled, for the longest drafts
         base = base.with_params(num_speculative_tokens=max(DRAFTS))
         overrides = dict(base.overrides)

@@ -118,7 +118,6 @@ def default_scenario() -> Scenario:
 
 def make_cache_routing(
     *,
-    kind: type[CacheRouting] = CacheRouting,
     heads: Iterable[str] = HEADS,
     scenario: Scenario | str | None = None,
     policy: str = "vllm",

@@ -21,7 +21,7 @@ _BLOCK_BYTES = 16 * 2 * 32 * 8 * 128 * 2
 class Disaggregated(CacheRouting):
     """Where a request is prefilled, then where it is decoded: together, or on instances of their own.
 
-    Default scenario (configs/scenarios/disaggregated.yaml): chats at 32 requests per second on four instances of
+    Default scenario (as configs/scenarios/disaggregated.yaml): chats at 32 requests per second on four instances of
     Llama-3-8B on A100s; a request is two turns, the prompt with its first token and the rest, and its context moves
     between instances through a pool that all share, at 50 GB/s a hop; an episode is 400 requests.
 
@@ -59,7 +59,7 @@ def make_disaggregated(
     policy: str = "vllm+offload",
     max_num_seqs: float = 64,
     **overrides: Any,
-) -> tuple[CacheRouting, ClusterParams]:
+) -> tuple[Disaggregated, ClusterParams]:
     """`Disaggregated` and its parameters; arguments as those of `CacheRouting`.
 
     Raises:
@@ -74,5 +74,5 @@ def make_disaggregated(
             hint="Add cluster.tiers.remote, e.g. {capacity_gib: 256, write_gbps: 50, read_gbps: 50}.",
         )
     return make_cache_routing(
-        kind=Disaggregated, scenario=scenario, policy=policy, max_num_seqs=max_num_seqs, **overrides
+        cls=Disaggregated, scenario=scenario, policy=policy, max_num_seqs=max_num_seqs, **overrides
     )

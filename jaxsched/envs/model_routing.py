@@ -51,7 +51,7 @@ class ModelRouting(CacheRouting):
 
     - Observation: as `CacheRouting`; instances, besides: `quality` of the model for each class of requests, and the
       duration of its smallest step; globals, besides: the class of the arriving request, where there are several.
-    - Action: "route": the instance of the request that arrives next. Its later turns are routed anew.
+    - Action: "route": the instance of the request that arrives next.
     - Mask: all.
     - Reward: ``"latency"``: the quality of every answer that is finished, when it is, less `price` for every
       request-second in the system. ``"goodput"``: the quality of finished answers and 1 for each that met its limits,
@@ -139,6 +139,11 @@ def make_model_routing(
             raise UserError(f"quality {model.quality} of model {model.name}", where=where,
                             expected=f"a finite number for each of the {classes} classes, or one for all")  # fmt: skip
         dataclasses.replace(scenario, timing=model.timing).check(inline)
+    if scenario.max_turns > 1:
+        raise UserError(
+            f"scenario {scenario.name} has programs of up to {scenario.max_turns} turns", where=where,
+            expected="programs of one turn: an answer has the quality of one model",
+        )  # fmt: skip
     if not 0 <= price < np.inf:
         raise UserError(f"price {price}", where=where, expected="a number of at least 0")
     env, params = make_cache_routing(cls=ModelRouting, scenario=scenario, policy=policy, **others)

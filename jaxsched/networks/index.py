@@ -1,4 +1,4 @@
-"""The index network: 17 numbers (or a few more) that order, keep and admit programs inside the machine.
+"""The index network: 16 numbers (or a few more) that order, keep and admit programs inside the machine.
 
 Three heads over `jaxsched/networks/features.py` share one vector of weights:
 

@@ -233,10 +233,11 @@ class Policy:
                   "min_tokens": (0, MOST_TOKENS), "window": (0, MOST_TOKENS), "loss_at_20": (0.0, 1.0),
                   "loss_exponent": (0.0, 10.0), "loss_sigma": (0.0, 3.0)}  # fmt: skip
         for name, (low, high) in limits.items():
-            if not low <= values[name] <= high:
+            whole = name in ("min_tokens", "window")
+            if not low <= values[name] <= high or (whole and values[name] != int(values[name])):
                 raise UserError(
                     f"{name} is {values[name]:g}", where=f"policy {self.name}",
-                    expected=f"{low:.3g} <= {name} <= {high:g}",
+                    expected=f"{low:.3g} <= {name} <= {high:g}" + (", a whole number" if whole else ""),
                 )  # fmt: skip
         if values["pressure_low"] > values["pressure_high"]:
             raise UserError(
@@ -254,13 +255,13 @@ class Policy:
     def _work(self, values: dict[str, float]) -> jnp.ndarray | None:
         if not self.scheduler.spec.due:
             return None
-        costs = {name: int(values[name]) for name in self.scheduler.work_params}
+        costs = {name: values[name] for name in self.scheduler.work_params}
         for name, cost in costs.items():
-            if not 0 <= cost < MOST_US[name]:
+            if not (0 <= cost < MOST_US[name] and cost == int(cost)):
                 raise UserError(
                     f"{name} is {values[name]:g}",
                     where=f"policy {self.name}",
-                    expected=f"0 <= {name} < {MOST_US[name]} us per token",
+                    expected=f"0 <= {name} < {MOST_US[name]} us per token, a whole number",
                 )
         return jnp.asarray(list(costs.values()), jnp.int32)
 

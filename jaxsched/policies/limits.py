@@ -25,7 +25,7 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "max_model_len": (1, MOST_TOKENS, True),
     "gate_fraction": (0, 1000, False),
     # of orders
-    "quantum_tokens": (1, 2**20, True),
+    "quantum_tokens": (1, 2**16, True),  # doubled up to 14 times
     "num_levels": (1, 16, True),
     "step_tokens": (1, 2**20, True),
     "num_queues": (1, 1024, True),
@@ -36,8 +36,8 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "pinned_first": (0, 2, True),
     "update_ms": (1, MOST_MS, True),
     "loaded_first": (0, 1, True),
-    "input_price": (0, 1000, True),
-    "output_price": (0, 1000, True),
+    "input_price": (0, 16, True),  # times vtc.UNIT times the tokens of a prompt (a million) in int32
+    "output_price": (0, 16, True),
     "slice_ms": (1, MOST_MS, True),
     "lookahead_tenths": (1, 10**6, True),
     # of retention

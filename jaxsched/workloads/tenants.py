@@ -24,6 +24,7 @@ from jaxsched.sim.requests import TURN_COLUMNS, Requests
 from jaxsched.workloads.arrivals import split_gap
 from jaxsched.workloads.generate import Knobs, RequestSpec, generate_requests
 from jaxsched.workloads.sessions import MixedSessions, SessionSpec, generate_sessions
+from jaxsched.workloads.split import SplitSpec
 
 #: Streams of the tenants' seeds (`keyed` has the others).
 _FIRST_STREAM = 1000
@@ -46,6 +47,10 @@ class TenantPart:
     begin: float = 0.0  # share of the episode at which it comes
     end: float = 1.0  # ... and goes
     priority: int = 0  # of its requests; lower = more important
+
+    def __post_init__(self) -> None:
+        if isinstance(self.spec, SplitSpec):  # a `RequestSpec` by inheritance, which would be generated whole
+            raise ValueError(f"tenant {self.name!r}: split requests cannot be one of several tenants'")
 
     @property
     def max_turns(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsched as js
-from jaxsched.envs.disaggregated import default_scenario, make_disaggregated
+from jaxsched.envs.disaggregated import Disaggregated, default_scenario, make_disaggregated
 from jaxsched.errors import UserError
 from jaxsched.tiering import ClusterTiers, Tier
 from jaxsched.timing.step_time import affine
@@ -38,6 +38,7 @@ def test_a_decode_elsewhere_waits_for_the_copies_and_one_at_home_does_not():
     env, params = make_disaggregated(
         scenario=scenario, num_programs=1, seeds=1, num_slots=16, max_num_seqs=8, num_items=16
     )
+    assert isinstance(env, Disaggregated) and env.name == "Disaggregated-v0"
     table = params.pool.requests
     assert table.num_rows == 2
     as_int = lambda *x: jnp.asarray(x, jnp.int32)

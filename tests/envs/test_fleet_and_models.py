@@ -165,6 +165,13 @@ def test_both_keep_the_contract(name):
         ("FleetScaling-v0", {"heads": ("route",)}, "unknown head 'route'"),
         ("FleetScaling-v0", {"price": -1.0}, "price -1"),
         ("FleetScaling-v0", {"startup_s": float("nan")}, "startup_s nan"),
+        ("ModelRouting-v0", {"residual_s": float("nan")}, "residual_s nan"),
+        ("ChatServing-v0", {"heads": ("ratio",), "policy": "vllm+h2o", "loss_cost": -1.0}, "loss_cost -1"),
+        (
+            "ChatServing-v0",
+            {"heads": ("draft",), "policy": "vllm+spec", "num_speculative_tokens": 2},
+            "num_speculative_tokens with head 'draft'",
+        ),
         ("ModelRouting-v0", {"models": ()}, "0 models for 4 instances"),
         ("ModelRouting-v0", {"price": float("inf")}, "price inf"),
         ("ModelRouting-v0", {"models": (ServedModel("a", TIMING, (1.0, 2.0, 3.0)),) * 4}, "quality .* of model a"),
