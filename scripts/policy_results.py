@@ -55,7 +55,8 @@ SHOWN_IN = {
     "wfq": "fairness", "drr": "fairness", "edd": "deadlines", "edf": "deadlines", "mdd": "deadlines",
     "slack": "deadlines", "atc": "deadlines", "batchllm": "batch_inference", "+april": "rollouts_full",
     "+clair": "regimes_mixed", "+gate": "regimes_mixed/gittins+gate/gittins", "+offload": "retention_rules",
-    "+prefetch": "prefetch", "+peak": "regimes_mixed/srpt_program+clair+peak/srpt_program+clair+gate", "+early_reject": "deadlines/fcfs + early rejection",
+    "+prefetch": "prefetch", "+early_reject": "deadlines/fcfs + early rejection",
+    "+peak": "regimes_mixed/srpt_program+clair+peak/srpt_program+clair+gate",
     "+spec": "speculative/fixed 4", "least_kv": "routers",
 }  # fmt: skip
 #: Of the few that want other sizes: the first 200 answers of a history are the prior of `past_future`.
