@@ -63,7 +63,7 @@ def test_values_out_of_range_are_refused_with_parameter_policy_and_range(name: s
 
 def test_the_largest_values_stay_inside_int32() -> None:
     """Quanta are doubled from level to level; a prompt of a million tokens is charged at the largest price."""
-    assert LIMITS["quantum_tokens"][1] << (MAX_LEVELS - 2) < 2**31
+    assert int(LIMITS["quantum_tokens"][1]) << (MAX_LEVELS - 2) < 2**31
     assert LIMITS["input_price"][1] * UNIT * 2**20 < 2**31
 
 
