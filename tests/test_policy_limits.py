@@ -54,7 +54,7 @@ def test_values_out_of_range_are_refused_with_parameter_policy_and_range(name: s
             with pytest.raises(UserError) as caught:
                 policy.with_params(**{parameter: value})
             text = str(caught.value)
-            assert f"{parameter} is " in text and f"policy {name}" in text and f"from {low:g} to {high:g}" in text
+            assert f"{parameter} is " in text and f"policy {name}" in text and f"from {low:.15g} to {high:.15g}" in text
         assert policy.with_params(**{parameter: high}).settings()[parameter] == high
     for parameter in set(policy.settings()) - _own(policy):  # of the others: nothing that is no number
         with pytest.raises(UserError, match=f"{parameter} is nan"):

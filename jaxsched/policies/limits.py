@@ -90,5 +90,5 @@ def check_parameter(name: str, value: float, where: str) -> None:
     if math.isfinite(value) and low <= value <= high and (not whole or value == int(value)):
         return
     kind = "a whole number" if whole else "a number"
-    between = f"{kind} from {low:g} to {high:g}" if math.isfinite(high) else "a finite number"
+    between = f"{kind} from {low:.15g} to {high:.15g}" if math.isfinite(high) else "a finite number"
     raise UserError(f"{name} is {value:g}", where=where, expected=between)

@@ -83,7 +83,7 @@ def simulate(
 def _static(engine: EngineConfig, router: RouterConfig, num_instances: int) -> SimStatic:
     scheduler = SCHEDULERS[engine.kind, engine.order, engine.asynchronous]
     budget = {"token_budget": engine.token_budget, "long_prefill_threshold": engine.long_prefill_threshold}
-    num_seqs = min(engine.max_num_seqs, NUM_SLOTS)
+    num_seqs = max(min(engine.max_num_seqs, NUM_SLOTS), 1)
     ordered = policies.compose(scheduler, max_num_seqs=num_seqs, **budget).needs_ordered_budget()
     policy = policies.compose(
         scheduler, router.kind, max_num_seqs=NUM_SLOTS, long_prefill_threshold=int(ordered and engine.kind == "vllm")
@@ -118,7 +118,7 @@ def _params(
     policy = policies.compose(
         SCHEDULERS[engine.kind, engine.order, engine.asynchronous],
         token_budget=engine.token_budget,
-        max_num_seqs=min(engine.max_num_seqs, NUM_SLOTS),
+        max_num_seqs=max(min(engine.max_num_seqs, NUM_SLOTS), 1),
         long_prefill_threshold=engine.long_prefill_threshold,
         adaptive_threshold=int(engine.adaptive),
         chunked_prefill=int(engine.chunked_prefill),
@@ -138,9 +138,9 @@ def _params(
         timeout_us=timeouts,
         horizon_us=until_us,
     )
-    # Blocks, where a policy would give a fraction of the pool.
-    watermark = jnp.int32(engine.watermark_blocks)
-    return params.replace(scheduler=params.scheduler.replace(watermark_blocks=watermark))
+    # Blocks, where a policy would give a fraction of the pool; and an engine without seats, which no policy may be.
+    watermark, seats = jnp.int32(engine.watermark_blocks), jnp.int32(min(engine.max_num_seqs, NUM_SLOTS))
+    return params.replace(scheduler=params.scheduler.replace(watermark_blocks=watermark, max_num_seqs=seats))
 
 
 def _affine(step_time: StepTime) -> StepTimeParams:
