@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 from collections.abc import Iterator
@@ -52,16 +53,27 @@ def full_size(request: pytest.FixtureRequest) -> bool:
 #: Memory maps of a process at which compiled programs are dropped. Linux allows 65,530 (vm.max_map_count); XLA, which
 #: takes dozens for each program, crashes when it gets no more (seen after about 600 programs in one worker).
 MOST_MAPS = 30_000
+#: Resident pages at which they are dropped too, and how many more than what was left the last time: without it two
+#: workers grew to 10 GB each, and one was killed.
+MOST_PAGES, MORE_PAGES = 4 * 2**30 // 4096, 2 * 2**30 // 4096
+_left_pages = 0
 
 
 @pytest.fixture(autouse=True)
-def few_memory_maps() -> Iterator[None]:
+def little_memory() -> Iterator[None]:
     """Forget compiled programs before a worker has too many; they come back from the compilation cache."""
+    global _left_pages
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+    maps, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not maps.exists():
+        return
+    resident = lambda: int(pages.read_text().split()[1])
+    full = resident() > max(MOST_PAGES, _left_pages + MORE_PAGES)
+    if full or maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0) if hasattr(ctypes.CDLL(None), "malloc_trim") else None
+        _left_pages = resident()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
