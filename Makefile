@@ -33,12 +33,13 @@ demo: setup ## compare schedulers on calibrated chat traffic; writes demo/report
 	@test -s demo/report.html || { echo "make demo: demo/report.html was not written" >&2; exit 1; }
 	@echo "The report: file://$(CURDIR)/demo/report.html"
 
-# Training takes two minutes on two cores, the comparison longer: eight policies on 6 held-out workloads of 300 programs.
+# Training takes under five minutes on two cores, the comparison about ten: eight policies on 12 held-out workloads of 300
+# programs (on 6 of them the policy was 42 % better than the best rule and the interval contained 0).
 RULES := continuum,continuum with 3 TTL,plas+ttl,gittins,plas+gittins,continuum+gate,gittins+gate
 train: setup ## train the quickstart policy (minutes on two cores) and compare it with the rules; see runs/quickstart
 	@"$(BIN)/python" -m train configs/train/quickstart.yaml
 	@"$(BIN)/jaxsched" compare configs/compare/agents.yaml --policies "$(RULES),runs/quickstart" \
-		--compare.seeds 6 --out runs/quickstart/report
+		--compare.seeds 12 --out runs/quickstart/report
 
 test: setup ## run all tests, slow ones at reduced size (ARGS="-k name" narrows)
 	@"$(BIN)/python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)
