@@ -47,12 +47,16 @@ def cases() -> dict[str, tuple[str, dict[str, Any], str, dict[str, Rule]]]:
     def always(value: int) -> Rule:
         return lambda env, obs: jnp.int32(value)
 
-    def running(obs):
-        return jnp.expm1(10 * obs.globals[GLOBAL_FEATURES.index("running")])
+    def number(column):
+        """What `features.counts` made the column of."""
+        return jnp.expm1(10 * column)
+
+    def requests(obs, where: str):
+        return number(obs.globals[GLOBAL_FEATURES.index(where)])
 
     def of_batch(env, obs):
         """Fewer drafts in larger batches."""
-        num = running(obs)
+        num = requests(obs, "running")
         bounds = jnp.asarray([48.0, 32.0, 24.0, 16.0, 8.0, 4.0])
         return jnp.sum(num < bounds).astype(jnp.int32)
 
@@ -65,7 +69,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any], str, dict[str, Rule]]]:
         """So many requests per instance that is on."""
 
         def rule(env, obs):
-            num = jnp.expm1(10 * obs.globals[GLOBAL_FEATURES.index("in_system")])
+            num = requests(obs, "in_system")
             return jnp.clip(jnp.ceil(num / per_instance) - 1, 0, env.static.num_instances - 1).astype(jnp.int32)
 
         return rule
@@ -74,7 +78,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any], str, dict[str, Rule]]]:
         """All instances with more than `num` requests, two with more than half of that, else one."""
 
         def rule(env, obs):
-            here = jnp.expm1(10 * obs.globals[GLOBAL_FEATURES.index("in_system")])
+            here = requests(obs, "in_system")
             most = env.static.num_instances - 1
             return jnp.where(here > num, most, jnp.where(here > num / 2, 1, 0)).astype(jnp.int32)
 
@@ -83,9 +87,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any], str, dict[str, Rule]]]:
     seen = {name: len(INSTANCE_FEATURES) + i for i, name in enumerate(ROUTER_FEATURES)}
 
     def load(obs):
-        return jnp.expm1(10 * obs.instances[:, seen["seen_waiting"]]) + jnp.expm1(
-            10 * obs.instances[:, seen["seen_running"]]
-        )
+        return number(obs.instances[:, seen["seen_waiting"]]) + number(obs.instances[:, seen["seen_running"]])
 
     def least(env, obs):
         return jnp.argmin(load(obs)).astype(jnp.int32)

@@ -28,6 +28,7 @@ from catalogue import ROOT, names, parts_of
 from jaxsched import simulation
 from jaxsched.config import load_compare
 from jaxsched.errors import UserError
+from jaxsched.files import write_atomic
 from jaxsched.scenario import from_config, policy_from_config
 from jaxsched.xla import quick_compiler_options
 
@@ -173,9 +174,7 @@ def main() -> int:
             continue
         entry = finished(options.folder, name) if options.folder else compared(name, runs, git.stdout.strip())
         data["policies"][name] = entry
-        temporary = RESULTS.with_suffix(".tmp")
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
-        temporary.replace(RESULTS)
+        write_atomic(RESULTS, (json.dumps(data, indent=1) + "\n").encode())
     return 0
 
 

@@ -72,7 +72,8 @@ def little_memory() -> Iterator[None]:
     if full or maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0) if hasattr(ctypes.CDLL(None), "malloc_trim") else None
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's: give freed memory back
+            trim(0)
         _left_pages = resident()
 
 

@@ -118,7 +118,7 @@ def _params(
     policy = policies.compose(
         SCHEDULERS[engine.kind, engine.order, engine.asynchronous],
         token_budget=engine.token_budget,
-        max_num_seqs=max(min(engine.max_num_seqs, NUM_SLOTS), 1),
+        max_num_seqs=NUM_SLOTS,  # (the engine's own number is put in below)
         long_prefill_threshold=engine.long_prefill_threshold,
         adaptive_threshold=int(engine.adaptive),
         chunked_prefill=int(engine.chunked_prefill),
