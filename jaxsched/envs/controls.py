@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsched.envs.features import Items
 from jaxsched.sim.compress import WHOLE
-from jaxsched.sim.event import first_slot
+from jaxsched.sim.event import first_smallest
 from jaxsched.sim.params import SimParams
 from jaxsched.sim.retain import FOREVER_US, ContextView, PauseView, RetainHead
 from jaxsched.sim.views import QueueView, RouterView
@@ -177,8 +177,7 @@ def route_among_open(view: RouterView) -> Int[Array, ""]:
     params = 1 for each instance that does.
     """
     assert view.params is not None
-    load = jnp.where(view.params > 0, view.num_waiting + view.num_running, 2**30)
-    return first_slot(load == jnp.min(load))
+    return first_smallest(jnp.where(view.params > 0, view.num_waiting + view.num_running, 2**30))
 
 
 def in_force(sim: SimParams, controls: Controls, first: Int[Array, ""]) -> SimParams:

@@ -9,12 +9,8 @@ import jax.numpy as jnp
 
 from jaxsched.policies.base import Router
 from jaxsched.policies.routing import CACHE_AWARE, DISAGGREGATED
-from jaxsched.sim.event import first_slot
+from jaxsched.sim.event import first_smallest
 from jaxsched.sim.views import RouterView
-
-
-def _smallest(load) -> jnp.ndarray:
-    return first_slot(load == jnp.min(load))
 
 
 def round_robin(view: RouterView):
@@ -29,12 +25,12 @@ def random(view: RouterView):
 
 def least_outstanding(view: RouterView):
     """Fewest waiting + running requests; ties to the lowest index."""
-    return _smallest(view.num_waiting + view.num_running)
+    return first_smallest(view.num_waiting + view.num_running)
 
 
 def least_kv(view: RouterView):
     """Fewest KV blocks used or about to be (prompts that wait); ties to the lowest index."""
-    return _smallest(view.used_blocks + view.waiting_blocks)
+    return first_smallest(view.used_blocks + view.waiting_blocks)
 
 
 def power_of_two(view: RouterView):
@@ -54,7 +50,7 @@ def power_of_two(view: RouterView):
 
 def least_work(view: RouterView):
     """Join the instance with the fewest predicted tokens of unfinished requests; ties to the lowest index."""
-    return _smallest(view.work_tokens)
+    return first_smallest(view.work_tokens)
 
 
 def program_sticky(view: RouterView):

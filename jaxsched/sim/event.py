@@ -57,6 +57,11 @@ def first_slot(mask: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(mask, index, mask.shape[-1]))
 
 
+def first_smallest(values: jax.Array) -> jax.Array:
+    """Index of the smallest value; ties to the lowest index."""
+    return first_slot(values == jnp.min(values))
+
+
 def slot_with(mask: jax.Array, key: jax.Array, largest: bool = False) -> jax.Array:
     """Index of the slot in `mask` with the smallest (largest) key; the length if the mask is empty.
 

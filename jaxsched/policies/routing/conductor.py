@@ -23,7 +23,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Router
-from jaxsched.sim.event import first_slot
+from jaxsched.sim.event import first_smallest
 from jaxsched.sim.views import RouterView
 
 
@@ -36,7 +36,7 @@ def conductor(view: RouterView):
     saved = jnp.where(fetches, (longest - own) * (1.0 - view.params[2]), 0.0)
     tokens = view.prefill_tokens + view.prompt_tokens - view.matched_tokens
     cost = tokens.astype(jnp.float32) - saved + view.params[0] * view.num_running.astype(jnp.float32)
-    return first_slot(cost == jnp.min(cost))
+    return first_smallest(cost)
 
 
 CONDUCTOR = Router(

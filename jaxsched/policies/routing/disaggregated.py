@@ -17,7 +17,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Router
-from jaxsched.sim.event import first_slot
+from jaxsched.sim.event import first_smallest
 from jaxsched.sim.views import RouterView
 
 
@@ -30,8 +30,7 @@ def disaggregated(view: RouterView):
     num_prefill = jnp.clip(view.params[0].astype(jnp.int32), 1, num_instances - 1)
     prefills = jnp.arange(num_instances, dtype=jnp.int32) < num_prefill
     mine = prefills == (view.home < 0)
-    load = view.used_blocks + view.waiting_blocks
-    return first_slot(mine & (load == jnp.min(jnp.where(mine, load, jnp.int32(2**31 - 1)))))
+    return first_smallest(jnp.where(mine, view.used_blocks + view.waiting_blocks, 2**31 - 1))
 
 
 DISAGGREGATED = Router(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Router
-from jaxsched.sim.event import first_slot
+from jaxsched.sim.event import first_smallest
 from jaxsched.sim.views import RouterView
 
 
@@ -25,7 +25,7 @@ def dynamo_kv(view: RouterView):
     prefill = view.prefill_tokens + view.prompt_tokens - view.matched_tokens
     blocks = view.used_blocks + view.waiting_blocks
     cost = view.params[0] * prefill.astype(jnp.float32) + (blocks * view.block_size).astype(jnp.float32)
-    return first_slot(cost == jnp.min(cost))
+    return first_smallest(cost)
 
 
 DYNAMO = Router(

@@ -22,7 +22,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxsched.policies.base import Router
-from jaxsched.sim.event import first_slot
+from jaxsched.sim.event import first_slot, first_smallest
 from jaxsched.sim.views import RouterView
 
 
@@ -33,7 +33,7 @@ def preble_e2(view: RouterView):
     decode_cost, ratio = view.params
     load = view.recent_prefill.astype(jnp.float32) + decode_cost * view.recent_output.astype(jnp.float32)
     cost = load + (view.prompt_tokens - view.matched_tokens).astype(jnp.float32)
-    explore = first_slot(cost == jnp.min(cost))
+    explore = first_smallest(cost)
     best = jnp.max(view.matched_tokens)
     holds = view.matched_tokens == best
     least = jnp.min(jnp.where(holds, cost, jnp.inf))
