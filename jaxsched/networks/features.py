@@ -18,12 +18,10 @@ TURN_FEATURES = ("size", "turn", "context", "missing", "kept", "first", "call_nu
 #: Of a program that pauses, for the price of keeping its context.
 PAUSE_FEATURES = ("one", "size", "turn", "context", "fill")
 #: Of a new program, for the gate.
-GATE_FEATURES = ("one", "relative", "asleep")
+GATE_FEATURES = ("one", "relative")
 
 #: Natural logarithms of typical tokens, subtracted: 3,000 of a first prompt, 5,000 of a context.
 _LOG_SIZE, _LOG_CONTEXT, _LOG_TURN = 8.0, 8.5, 1.5
-#: A typical share of programs that sleep, subtracted.
-_ASLEEP = 0.3
 #: Logarithms are averaged in steps of 1/256.
 _PARTS = 256.0
 
@@ -67,10 +65,10 @@ def pause_features(view: PauseView) -> Float[Array, " 5"]:
     return jnp.stack(columns)
 
 
-def gate_features(view: QueueView, asleep: Float[Array, ""]) -> Float[Array, "s 3"]:
-    """`GATE_FEATURES` of every slot: 1; the logarithm of the first prompt less its mean over the turns of begun
+def gate_features(view: QueueView) -> Float[Array, "s 2"]:
+    """`GATE_FEATURES` of every slot: 1, and the logarithm of the first prompt less its mean over the turns of begun
     programs that run or wait (how small it is among those it joins, whatever small is here; 0 where no program has
-    begun); and `asleep`, the share of begun programs with a context here that are paused: theirs can be given up.
+    begun).
     """
     first = _log(view.first_prompt_tokens)
     begun = view.running_mask | (view.waiting_mask & ~view.first_turn_mask)
@@ -79,4 +77,4 @@ def gate_features(view: QueueView, asleep: Float[Array, ""]) -> Float[Array, "s 
     parts = jnp.sum(jnp.where(begun, jnp.round(first * _PARTS).astype(jnp.int32), 0))
     mean_first = parts.astype(jnp.float32) / (_PARTS * jnp.maximum(num, 1).astype(jnp.float32))
     relative = jnp.where(num > 0, first - mean_first, 0.0)
-    return jnp.stack([jnp.ones_like(first), relative, jnp.broadcast_to(asleep - _ASLEEP, first.shape)], axis=-1)
+    return jnp.stack([jnp.ones_like(first), relative], axis=-1)

@@ -128,8 +128,8 @@ class GateIndex:
 
     shape: IndexShape = IndexShape()
 
-    def __call__(self, weights: Float[Array, " w"], view: QueueView, asleep: Float[Array, ""]) -> Float[Array, " s"]:
-        log = _dot(gate_features(view, asleep), self.shape.split(weights)["gate"])
+    def __call__(self, weights: Float[Array, " w"], view: QueueView) -> Float[Array, " s"]:
+        log = _dot(gate_features(view), self.shape.split(weights)["gate"])
         return jnp.exp(jnp.clip(log, -_LARGEST_LOG, _LARGEST_LOG))
 
 

@@ -39,9 +39,6 @@ def gate_open(event: Event, view: QueueView) -> Bool[Array, " s"]:
     if static.scheduler.gate_share is not None:
         weights = event.params.scheduler.weights
         assert weights is not None
-        # Counted, not weighed with their blocks: those grow within a run of steps, which takes the gate as it is.
-        asleep, awake = jnp.sum((paused >= 0).astype(jnp.int32)), jnp.sum(begun.astype(jnp.int32))
-        asleep = asleep.astype(jnp.float32) / jnp.maximum(asleep + awake, 1).astype(jnp.float32)
-        limit = limit * static.scheduler.gate_share(weights, view, asleep)
+        limit = limit * static.scheduler.gate_share(weights, view)
     would_be = (blocks + own).astype(jnp.float32)
     return (would_be < limit) | (event.inst.running == 0)

@@ -17,9 +17,8 @@ from jaxsched.sim.views import QueueView, RouterView
 #: order head: (parameters, view of one row) -> int32 key per slot, the smallest runs next,
 #: ties in arrival order.
 OrderHead = Callable[[jax.Array, QueueView], jax.Array]
-#: gate head: (weights, view of one row, share of begun programs that sleep) -> float32 per slot, a factor of
-#: `gate_fraction`; the same while a turn waits.
-GateHead = Callable[[jax.Array, QueueView, jax.Array], jax.Array]
+#: gate head: (weights, view of one row) -> float32 per slot, a factor of `gate_fraction`; the same while a turn waits.
+GateHead = Callable[[jax.Array, QueueView], jax.Array]
 #: refusal head: (weights, view of one row) -> who is refused if considered now; those who have begun never are.
 RefuseHead = Callable[[jax.Array, QueueView], jax.Array]
 #: victim head: (its parameters, program of each slot's request) -> int32 per slot; the smallest is preempted first.

@@ -6,7 +6,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,7 +30,6 @@ def weights(**named: float) -> np.ndarray:
     return values
 
 
-HALF = jnp.float32(0.5)
 #: Kept contexts first, then by arrival of the program: the order of `gittins`.
 LIKE_GITTINS = weights(order__kept=100.0, order__program_number=-1.0)
 
@@ -69,9 +67,9 @@ def test_parts_of_the_vector_have_names_and_shapes() -> None:
         np.testing.assert_array_equal(
             np.concatenate([part.reshape(-1) for part in split.values()]), np.arange(shape.num_weights)
         )
-    assert IndexShape().num_weights == 16
-    with pytest.raises(ValueError, match="16 weights"):
-        learned(np.zeros(15))
+    assert IndexShape().num_weights == 15
+    with pytest.raises(ValueError, match="15 weights"):
+        learned(np.zeros(14))
 
 
 def exported(folder, values=LIKE_GITTINS, **network):
@@ -117,7 +115,7 @@ def test_a_weight_that_no_head_reads_does_not_exist() -> None:
     def outputs(vector):
         price = PriceIndex(shape).price(vector, pause)
         return np.concatenate(
-            [np.ravel(x) for x in (OrderIndex(shape)(vector, view), GateIndex(shape)(vector, view, HALF), price)]
+            [np.ravel(x) for x in (OrderIndex(shape)(vector, view), GateIndex(shape)(vector, view), price)]
         )
 
     base = np.asarray(jax.random.normal(jax.random.key(0), (shape.num_weights,)))
@@ -130,19 +128,18 @@ def test_a_weight_that_no_head_reads_does_not_exist() -> None:
 def test_the_gate_sees_how_small_a_program_is_among_those_that_have_begun() -> None:
     """Begun: programs of 8,000 and 5,000; new: 900 and 2,500. The mean logarithm is that of sqrt(8,000 x 5,000)."""
     view = queue_view()
-    relative = np.asarray(gate_features(view, HALF))[:, GATE_FEATURES.index("relative")]
+    relative = np.asarray(gate_features(view))[:, GATE_FEATURES.index("relative")]
     middle = np.sqrt(8000 * 5000)
     np.testing.assert_allclose(relative[[0, 3]], np.log([900 / middle, 2500 / middle]), atol=0.005)
     none = view.replace(waiting_mask=view.waiting_mask & view.first_turn_mask)
-    np.testing.assert_array_equal(np.asarray(gate_features(none, HALF))[:, GATE_FEATURES.index("relative")], 0.0)
+    np.testing.assert_array_equal(np.asarray(gate_features(none))[:, GATE_FEATURES.index("relative")], 0.0)
 
 
-def test_the_gate_sees_who_sleeps_and_a_run_of_steps_decides_as_its_steps_one_by_one() -> None:
-    """Four members with random weights and a gate that opens or closes with sleepers, in runs and step by step."""
-    np.testing.assert_allclose(np.asarray(gate_features(queue_view(), HALF))[:, GATE_FEATURES.index("asleep")], 0.2)
+def test_a_run_of_steps_decides_as_its_steps_one_by_one() -> None:
+    """Four members with random weights and a gate that lets small or large programs in, in runs and step by step."""
     random = 0.3 * np.asarray(jax.random.normal(jax.random.key(3), (4, len(NAMES))), np.float32)
     for member, weight in enumerate((2.0, -2.0, 1.0, -1.0)):
-        random[member] += weights(gate__asleep=weight)
+        random[member] += weights(gate__relative=weight)
     lanes = LaneSpec(np.arange(4), weights=random)
     runs, steps = (
         GroupRunner(dataclasses.replace(small(), max_run_steps=k), with_weights()).rollout(lanes) for k in (32, 1)
