@@ -103,11 +103,27 @@ def sample(key: Array, heads: tuple[HeadSpec, ...], outputs: Mapping[str, Array]
     """
     action = {}
     for index, head in enumerate(heads):
-        logits = outputs[head.name]
-        noise = jax.random.gumbel(jax.random.fold_in(key, index), logits.shape, jnp.float32)
-        noisy = masked_logits(logits + noise, legal(head, obs, logits))
-        action[head.name] = noisy if head.kind == "order" else jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+        output, draw = outputs[head.name], jax.random.fold_in(key, index)
+        logits = masked_logits(output, legal(head, obs, output))
+        if head.kind == "order":  # scores plus Gumbel noise, sorted, are a Plackett-Luce order
+            action[head.name] = logits + jax.random.gumbel(draw, logits.shape, jnp.float32)
+        else:
+            action[head.name] = _draw(draw, logits)
     return action
+
+
+def _draw(key: Array, logits: Float[Array, "*b k"]) -> Int[Array, "*b"]:
+    """A choice with the softmax's probabilities: one uniform number against their running sums.
+
+    Gumbel noise on every option is the same law, but two logarithms per option took half the time of acting.
+    """
+    odds = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    possible, upto = odds > 0, jnp.cumsum(odds, axis=-1)
+    # Rounded sums need not rise: only a possible option is taken, and one always exceeds a number below their largest.
+    total = jnp.max(jnp.where(possible, upto, 0.0), axis=-1, keepdims=True)
+    below = jax.random.uniform(key, logits.shape[:-1], jnp.float32)[..., None] * total
+    index = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(possible & (upto > below), index, index[-1]), axis=-1)
 
 
 def greedy(heads: tuple[HeadSpec, ...], outputs: Mapping[str, Array], obs: Any) -> dict[str, Array]:

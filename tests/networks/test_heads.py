@@ -74,6 +74,24 @@ def test_gumbel_noise_on_the_scores_draws_orders_with_their_probabilities():
         assert share == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / 20_000))
 
 
+@pytest.mark.parametrize("num", [1, 2, 8, 45])
+def test_choices_are_drawn_with_the_probabilities_of_their_softmax(num):
+    """Half of the options are illegal, those at the end among them; odds differ by e^6."""
+    numbers = np.random.default_rng(num)
+    logits = jnp.asarray(numbers.normal(scale=1.5, size=num), jnp.float32)
+    mask = np.ones(num, bool)
+    mask[-(num // 3) :] = num < 3
+    mask[: num // 5] = False
+    obs = types.SimpleNamespace(masks={"gate": jnp.asarray(mask)})
+    head, keys = (HeadSpec("gate", "choice", num),), jax.random.split(jax.random.key(num), 40_000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda k: sample(k, head, {"gate": logits}, obs)["gate"]))(keys))
+    odds = np.where(mask, np.exp(np.asarray(logits, np.float64)), 0.0)
+    expected = odds / odds.sum()
+    share = np.bincount(drawn, minlength=num) / drawn.size
+    assert share.shape == (num,) and not share[~mask].any()
+    assert np.all(np.abs(share - expected) <= 4.5 * np.sqrt(expected * (1 - expected) / drawn.size) + 1e-12)
+
+
 def test_masked_choices_have_probability_zero_and_gradient_zero():
     heads = (HeadSpec("order", "order"), HeadSpec("retain", "item", 3), HeadSpec("gate", "choice", 4))
     retain_mask = jnp.asarray([[True, True, False], [True, False, False], [False, True, True], [True, True, True]])
