@@ -129,13 +129,25 @@ def improvement(costs: FloatArray, rival: FloatArray, **options) -> Interval:
 
 def increase(values: FloatArray, rival: FloatArray, **options) -> Interval:
     """Share by which values ``[T, E]`` of which more is better are above a rival's ``[E]``: ratio of the plain means
-    less 1, paired by seed. The interval is that of the inverse ratio (the delta method, as `normalised_interval`), so
-    that a rival may be 0 in some seeds, or in most."""
-    x, other = _matrix(values), np.asarray(rival, np.float64)
-    share = float(other.mean() / x.mean())
-    inverse = two_way_interval(share + (other - share * x) / float(x.mean()), **options)
+    less 1, paired by seed. The interval is that of the inverse ratio, so that a rival may be 0 in some seeds, or in
+    most."""
+    inverse = _ratio_of_means(np.asarray(rival, np.float64)[None, :], _matrix(values), **options)
     more = lambda value: 1.0 / value - 1.0 if value > 0 else math.inf
     return Interval(more(inverse.estimate), more(inverse.high), more(inverse.low), inverse.confidence)
+
+
+def decrease(costs: FloatArray, rival: FloatArray, **options) -> Interval:
+    """Share by which costs ``[T, E]`` are below a rival's ``[E]``: 1 less the ratio of the plain means, paired by seed.
+    For costs that can be 0 in some seeds, of which there is no geometric mean."""
+    ratio = _ratio_of_means(_matrix(costs), np.asarray(rival, np.float64)[None, :], **options)
+    return Interval(1.0 - ratio.estimate, 1.0 - ratio.high, 1.0 - ratio.low, ratio.confidence)
+
+
+def _ratio_of_means(top: FloatArray, bottom: FloatArray, **options) -> Interval:
+    """Ratio of plain means with the interval of the delta method, as `normalised_interval`; one of them ``[T, E]``, the
+    other ``[1, E]``."""
+    share = float(top.mean() / bottom.mean())
+    return two_way_interval(share + (top - share * bottom) / float(bottom.mean()), **options)
 
 
 def mean_improvement(costs: FloatArray, rival: FloatArray) -> float:
@@ -260,6 +272,7 @@ COLUMNS = {
     "service_gap_tokens": {
         "service_gap_tokens": "largest service gap, tokens", "jain_service": "Jain index",
         "throughput_per_s": "requests/s", "simulated_s": "until all are done, s", "e2e_mean_s": "mean E2E, s",
+        "preemptions": "preemptions", "goodput_per_s": "good/s",
     },
     "goodput_per_s": {
         "goodput_per_s": "good/s", "slo_attainment": "share that is good", "fate_rejected_late": "refused",
@@ -272,7 +285,7 @@ def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = ()
     """A table: the cost and what stands beside it for every policy, and the learned one's gain on each."""
     costs = evaluation.costs(learned, metric)
     columns = dict(COLUMNS.get(metric, {metric: metric}))
-    more_is_better = metric == "goodput_per_s"
+    more_is_better, may_be_zero = metric == "goodput_per_s", metric == "service_gap_tokens"
     if more_is_better:  # ... of every class
         classes = [m for m in evaluation.metrics[learned] if m.startswith("goodput_") and m != metric]
         columns |= {m: f"{m[len('goodput_') : -len('_per_s')]}/s" for m in classes}
@@ -284,9 +297,11 @@ def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = ()
         cells = [f"{np.mean(found[m]):.4g}" if m in found else "" for m in columns]
         gain = ""
         if name != learned:
-            gains = (increase if more_is_better else improvement)(costs, found[metric].mean(0))
+            gains = (increase if more_is_better else decrease if may_be_zero else improvement)(
+                costs, found[metric].mean(0)
+            )
             gain = f"{gains.estimate:.1%} [{gains.low:.1%}, {gains.high:.1%}]"
-            if not more_is_better:
+            if not more_is_better and not may_be_zero:
                 gain += f"; of the means {mean_improvement(costs, found[metric]):.1%}"
         shown = f"{name} (bound)" if name in bounds else name
         lines.append(f"| {shown} | {' | '.join(cells)} | {gain} |")

@@ -7,6 +7,7 @@ import pytest
 
 from jaxsched.evaluation import (
     Evaluation,
+    decrease,
     improvement,
     increase,
     iqm_interval,
@@ -89,8 +90,9 @@ def test_normalised_scores() -> None:
         normalised(np.ones((1, 2)), np.ones(2), np.ones(2))
 
 
-def test_an_increase_is_of_the_means_and_values_of_0_are_allowed() -> None:
-    """Rival 0, 2, 4: ten per cent more of each is ten per cent, exactly; noise of both signs is not told from 0."""
+def test_increases_and_decreases_are_of_the_means_and_values_of_0_are_allowed() -> None:
+    """Rival 0, 2, 4: ten per cent more of each is ten per cent, exactly, and a fifth of each 80 % less; noise of both
+    signs is not told from 0."""
     rival = np.array([0.0, 2.0, 4.0])
     exact = increase(np.stack([rival * 1.1] * 2), rival)
     assert exact.estimate == pytest.approx(0.1) and exact.low == pytest.approx(0.1) and exact.high == pytest.approx(0.1)
@@ -98,6 +100,12 @@ def test_an_increase_is_of_the_means_and_values_of_0_are_allowed() -> None:
     level = 5.0 + np.random.default_rng(1).normal(size=50)
     assert increase(level + 0.1 * noise, level).low < 0 < increase(level + 0.1 * noise, level).high
     assert increase(level + 0.1 * noise + 0.5, level).low > 0.05
+    fewer = decrease(np.stack([rival * 0.2] * 2), rival)
+    assert fewer.estimate == pytest.approx(0.8) and fewer.low == pytest.approx(0.8) == fewer.high
+    assert decrease(level + 0.1 * noise, level).low < 0 < decrease(level + 0.1 * noise, level).high
+    gaps = Evaluation((0, 1, 2), {"learned": {"service_gap_tokens": 0 * rival[None]},
+                                  "rule": {"service_gap_tokens": rival[None]}})  # fmt: skip
+    assert "100.0% [100.0%, 100.0%]" in markdown(gaps, "learned", metric="service_gap_tokens")
     table = Evaluation((0, 1, 2), {"learned": {"goodput_per_s": rival[None] * 1.1, "goodput_chat_per_s": rival[None]},
                                    "rule": {"goodput_per_s": rival[None]}})  # fmt: skip
     assert "| rule | 2 |" in (text := markdown(table, "learned", metric="goodput_per_s"))

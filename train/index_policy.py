@@ -43,6 +43,10 @@ UNFINISHED_S = 5_000.0
 SCALES = ("context_scale", "growth_scale", "pause_scale")
 #: Service gap charged for each.
 UNFINISHED_TOKENS = 10_000.0
+#: Added to every gap: to be fairer than half a prompt is worth nothing.
+EVEN_TOKENS = 200.0
+#: 1 % of the tokens computed again costs as much as a gap that is 10 % larger: throughput is to stay what it is.
+WASTE = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,10 +224,15 @@ def mean_jct_s(state: State, num_programs: int) -> np.ndarray:
 
 
 def max_service_gap(state: State, num_programs: int) -> np.ndarray:
-    """Largest service gap of each lane (weighted tokens); every program that is not done adds `UNFINISHED_TOKENS`."""
+    """Largest service gap of each lane (weighted tokens, and `EVEN_TOKENS`); every program that is not done adds
+    `UNFINISHED_TOKENS`. Times the power `WASTE` of tokens computed per token that had to be.
+    """
     gap = np.asarray(state.ledger.pairs)[:, GAP].max((1, 2)) / UNIT  # type: ignore[union-attr]
-    left = num_programs - np.asarray(state.metrics.counts)[:, Count.PROGRAMS_DONE]
-    return np.maximum(gap, 1.0) + UNFINISHED_TOKENS * left
+    counts = np.asarray(state.metrics.counts, np.int64) + (np.asarray(state.metrics.counts_high, np.int64) << 30)
+    left = num_programs - counts[:, Count.PROGRAMS_DONE]
+    computed, again = counts[:, Count.SCHEDULED_TOKENS], counts[:, Count.RECOMPUTED_TOKENS]
+    waste = computed / np.maximum(computed - again, 1)
+    return (gap + EVEN_TOKENS + UNFINISHED_TOKENS * left) * waste**WASTE
 
 
 def programs_per_good(state: State, num_programs: int) -> np.ndarray:
@@ -235,7 +244,7 @@ def programs_per_good(state: State, num_programs: int) -> np.ndarray:
 #: What each network is searched for: the mean over workloads of the logarithm of ...
 MEASURES: dict[str, Callable[[State, int], np.ndarray]] = {
     KIND: mean_jct_s,  # the mean job completion time
-    FAIR_KIND: max_service_gap,  # the largest service gap between tenants
+    FAIR_KIND: max_service_gap,  # the largest service gap between tenants, at equal throughput
     DEADLINE_KIND: programs_per_good,  # programs per request that met its limits
 }
 

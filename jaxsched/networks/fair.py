@@ -1,13 +1,16 @@
-"""The index network of tenants: a dozen numbers that say whose request goes next, evaluated inside the machine.
+"""The index network of tenants: five numbers that say whose request runs, evaluated inside the machine.
 
-Score of a waiting request, the smallest first, ties by arrival: ``counter + a . f`` in thousands of weighted tokens
-over the tenant's weight (the features are listed in `FEATURES`). All weights 0 is VTC (`jaxsched/policies/vtc.py`),
-decision by decision. Features are what VTC's engine has anyway: its counters, who runs and waits, and predicted output
-lengths (of the scenario's error), never true ones.
+Score of a request, the smallest first, ties by arrival: ``counter + prompt / 2 + a . f`` in thousands of weighted
+tokens over the tenant's weight (`FEATURES`), for one that runs less ``2 exp(b . g)`` (`HOLD_FEATURES`). The counter is
+VTC's (`jaxsched/policies/vtc.py`). Half the prompt: a tenant that is charged L tokens at once is then as far ahead
+afterwards as it was behind. Where no more can run, the worst one that runs makes room for a waiting one of a smaller
+score. All weights 0 is that rule; with `prompt` -0.5 and a large `hold.one` it is VTC, decision by decision. Features
+are what VTC's engine has anyway: its counters, who runs and waits, and predicted output lengths (of the scenario's
+error), never true ones.
 
-Two counters per tenant are kept. Both grow by prompt tokens at admission and twice the tokens generated. When a request
-comes whose tenant has none waiting, the first is VTC's: raised to the smallest of the tenants with some. The second is
-*set* to that smallest one, so it forgets what happened before both were backlogged, as the service gap does.
+Exchanges at one instant come to an end: a request is charged and counted when it begins, once, whether it runs or has
+been taken out again. So among begun requests scores stand still, each exchange takes a smaller one, and others can
+begin only once.
 """
 
 from __future__ import annotations
@@ -17,22 +20,27 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxsched.policies.vtc import NEVER, is_tenant
+from jaxsched.policies.vtc import NEVER, is_tenant, largest, lifted
 from jaxsched.sim.fair import UNIT, Account, FairRule, Params, Queues, Served, Who, by_tenant
 from jaxsched.sim.ledger import INPUT_PRICE, OUTPUT_PRICE
 from jaxsched.sim.static import OrderHead
 from jaxsched.sim.views import QueueView
 
-#: In thousands of weighted tokens over the weight, unless said otherwise.
+#: In thousands of weighted tokens over the weight.
 FEATURES = (
-    "recent",  # the second counter less the first
-    "outstanding",  # predicted outputs that the tenant's running requests still owe
-    "running",  # its running requests, in tens (a number)
-    "waiting",  # its waiting requests, log(1 + n) (a number)
-    "prompt",  # of the request
-    "output",  # predicted, of the request
-    "new",  # 1 if nothing of the tenant runs
+    "outstanding",  # predicted outputs that the tenant's begun requests still owe
+    "prompt",  # of the request if it has not begun: what the tenant is charged at once
 )
+#: Of a running request: what is lost if it is taken out.
+HOLD_FEATURES = (
+    "one",
+    "known",  # tokens that have to be computed again, in thousands
+    "done",  # share of its predicted outputs that it has
+)
+#: Share of its prompt that a request is charged in advance, and by how much a tenant must be ahead, in thousands,
+#: before its requests are taken out, unless weights say otherwise.
+ADVANCE, HOLD = 0.5, 2.0
+_LARGEST_LOG = 2.8
 _STEPS = 2.0**10  # scores are compared in steps of about one weighted token
 _MOST = 2.0**29
 
@@ -45,73 +53,46 @@ class FairShape:
 
     @property
     def num_weights(self) -> int:
-        return len(FEATURES) + self.hidden * (len(FEATURES) + 2)
-
-
-def _charged(account: Account, tenant: Array, amount: Array) -> Account:
-    """Both counters of a tenant grow."""
-    tenants = account.shape[0] // 2
-    mine = jnp.where(is_tenant(tenants, tenant), amount, 0)
-    return account + jnp.concatenate([mine, mine])
-
-
-def _enter(params: Params, account: Account, who: Who, queues: Queues) -> tuple[Account, Int[Array, ""]]:
-    del params
-    tenants = account.shape[0] // 2
-    waiting = queues.waiting > 0
-    idle = is_tenant(tenants, who.tenant) & ~waiting & jnp.any(waiting)
-    least = [jnp.min(jnp.where(waiting, part, NEVER)) for part in (account[:tenants], account[tenants:])]
-    lifted = jnp.where(idle, jnp.maximum(account[:tenants], least[0]), account[:tenants])
-    reset = jnp.where(idle, least[1], account[tenants:])
-    return jnp.concatenate([lifted, reset]), jnp.int32(0)
+        return len(FEATURES) + len(HOLD_FEATURES) + self.hidden * (len(FEATURES) + 2)
 
 
 def _admit(params: Params, account: Account, who: Who, queues: Queues) -> Account:
     del queues
-    return _charged(account, who.tenant, INPUT_PRICE * who.prompt_tokens * params[1].price)
+    mine = is_tenant(account.shape[0], who.tenant)
+    return account + jnp.where(mine, INPUT_PRICE * who.prompt_tokens * params[1].price, 0)
 
 
 def _serve(params: Params, account: Account, served: Served) -> Account:
-    grown = OUTPUT_PRICE * served.outputs * params[1].price
-    return account + jnp.concatenate([grown, grown])
+    return account + OUTPUT_PRICE * served.outputs * params[1].price
 
 
-def _rebase(account: Account) -> tuple[Account, Int[Array, ""]]:
-    tenants = account.shape[0] // 2
-    tops = [jnp.full(tenants, jnp.max(part)) for part in (account[:tenants], account[tenants:])]
-    return jnp.concatenate(tops), jnp.int32(0)
-
-
-COUNTERS = FairRule(lambda tenants: 2 * tenants, _enter, _admit, _serve, rebase=_rebase)
+#: VTC's counters at the ledger's prices (the parameters of the order head are the weights here).
+COUNTERS = FairRule(lambda tenants: tenants, lifted, _admit, _serve, rebase=largest)
 
 
 def fair_features(view: QueueView) -> tuple[Float[Array, " s"], Float[Array, "s f"]]:
     """VTC's counter (over that of the least waiting tenant) and `FEATURES` of every slot."""
     assert view.account is not None and view.tenant is not None and view.tenants is not None
-    num = view.account.shape[0] // 2
-    price = view.tenants.price
+    num, price = view.account.shape[0], view.tenants.price
     waiting = by_tenant(view.tenant, view.waiting_mask.astype(jnp.int32), num)
-    running = by_tenant(view.tenant, view.running_mask.astype(jnp.int32), num)
+    begun = view.running_mask | (view.waiting_mask & view.preempted_mask)
     owed = jnp.maximum(view.predicted_tokens - (view.known_tokens - view.prompt_tokens), 1)
-    owed = by_tenant(view.tenant, jnp.where(view.running_mask, owed, 0), num)
-    least = [jnp.min(jnp.where(waiting > 0, part, NEVER)) for part in (view.account[:num], view.account[num:])]
+    owed_by = by_tenant(view.tenant, jnp.where(begun, owed, 0), num)
+    least = jnp.min(jnp.where(waiting > 0, view.account, NEVER))
     thousands = lambda amount: amount.astype(jnp.float32) * (1.0 / (1000.0 * UNIT))
-    first, second = thousands(view.account[:num] - least[0]), thousands(view.account[num:] - least[1])
-    of_tenants = (
-        first,
-        second - first,
-        thousands(OUTPUT_PRICE * owed * price),
-        running.astype(jnp.float32) * 0.1,
-        jnp.log1p(waiting.astype(jnp.float32)),
-        (running == 0).astype(jnp.float32),
-    )
+    of_tenants = (thousands(view.account - least), thousands(OUTPUT_PRICE * owed_by * price))
     mine = view.tenant[:, None] == jnp.arange(num, dtype=jnp.int32)[None, :]
     pick = lambda value: jnp.sum(jnp.where(mine, value[None, :], 0), axis=1)
-    counter, recent, outstanding, run, wait, new = (pick(value) for value in of_tenants)
-    own_price = pick(price)
-    prompt = thousands(INPUT_PRICE * view.prompt_tokens * own_price)
-    output = thousands(OUTPUT_PRICE * view.predicted_tokens * own_price)
-    return counter, jnp.stack([recent, outstanding, run, wait, prompt, output, new], axis=-1)
+    counter, outstanding = (pick(value) for value in of_tenants)
+    prompt = jnp.where(begun, 0.0, thousands(INPUT_PRICE * view.prompt_tokens * pick(price)))
+    return counter, jnp.stack([outstanding, prompt], axis=-1)
+
+
+def hold_features(view: QueueView) -> Float[Array, "s g"]:
+    """`HOLD_FEATURES` of every slot."""
+    outputs = (view.known_tokens - view.prompt_tokens).astype(jnp.float32)
+    done = jnp.minimum(outputs / jnp.maximum(view.predicted_tokens, 1).astype(jnp.float32), 1.0)
+    return jnp.stack([jnp.ones_like(done), view.known_tokens.astype(jnp.float32) * 1e-3, done], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,12 +103,14 @@ class FairIndex:
 
     def __call__(self, weights: Float[Array, " w"], view: QueueView) -> Int[Array, " s"]:
         counter, features = fair_features(view)
-        num, hidden = len(FEATURES), self.shape.hidden
-        score = counter + _dot(features, weights[:num])
+        num, num_hold, hidden = len(FEATURES), len(HOLD_FEATURES), self.shape.hidden
+        score = counter + ADVANCE * features[:, FEATURES.index("prompt")] + _dot(features, weights[:num])
         for unit in range(hidden):
-            at = num + unit * (num + 2)
+            at = num + num_hold + unit * (num + 2)
             inner = _dot(features, weights[at : at + num]) + weights[at + num]
             score += weights[at + num + 1] * jnp.tanh(inner)
+        hold = jnp.clip(_dot(hold_features(view), weights[num : num + num_hold]), -_LARGEST_LOG, _LARGEST_LOG)
+        score -= jnp.where(view.running_mask, HOLD * jnp.exp(hold), 0.0)
         return jnp.clip(jnp.round(score * _STEPS), -_MOST, _MOST).astype(jnp.int32)
 
 

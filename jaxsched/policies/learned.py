@@ -52,7 +52,9 @@ def learned(
         raise ValueError(f"an index network with {hidden} hidden units has {wanted} weights: {values.shape}")
     vector = tuple(float(v) for v in values)
     if kind == FAIR_KIND:
-        spec = SchedulerSpec(name, order=fair.order_head(hidden), static_keys=False, fair=fair.COUNTERS)
+        spec = SchedulerSpec(
+            name, order=fair.order_head(hidden), static_keys=False, preemptive=True, fair=fair.COUNTERS
+        )
         return Scheduler(spec, "learned order of tenants (index network)", "train/es.py", weights=vector)
     if kind == DEADLINE_KIND:
         spec = SchedulerSpec(
@@ -80,7 +82,8 @@ def learned(
 def describe(hidden: int, kind: str = KIND) -> dict[str, object]:
     """The network as `checkpoint.save_policy` keeps it."""
     if kind == FAIR_KIND:
-        return {"kind": FAIR_KIND, "hidden": hidden, "features": list(fair.FEATURES)}
+        features = {"features": list(fair.FEATURES), "hold_features": list(fair.HOLD_FEATURES)}
+        return {"kind": FAIR_KIND, "hidden": hidden, **features}
     if kind == DEADLINE_KIND:
         from jaxsched.networks.deadline import ORDER_FEATURES, REFUSE_FEATURES
 

@@ -75,7 +75,8 @@ def _give_back(params: Params, account: Account, who: Who) -> Account:
     return account - jnp.where(is_tenant(account.shape[0], who.tenant), unused * prices(params)[1], 0)
 
 
-def _largest(account: Account):
+def largest(account: Account):
+    """What may be taken off all counters: the largest, so that none is above 0."""
     return jnp.full_like(account, jnp.max(account)), jnp.int32(0)
 
 
@@ -88,7 +89,7 @@ def counter(params, view: QueueView):
     return jnp.sum(jnp.where(mine, view.account[None, :], 0), axis=1)
 
 
-COUNTERS = FairRule(lambda tenants: tenants, lifted, _charge_prompt, _charge_outputs, rebase=_largest)
+COUNTERS = FairRule(lambda tenants: tenants, lifted, _charge_prompt, _charge_outputs, rebase=largest)
 EXPECTED = dataclasses.replace(COUNTERS, admit=_charge_expected, serve=_charge_unexpected, finish=_give_back)
 VTC = Scheduler(
     SchedulerSpec("vtc", order=counter, static_keys=False, fair=COUNTERS),
