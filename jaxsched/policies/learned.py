@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxsched.checkpoint import PolicyExport
 
 KIND = "index"
-#: The index network of tenants (jaxsched/networks/fair.py): an order, nothing else.
+#: The index network of tenants (jaxsched/networks/fair.py): an order, and who gives way to it.
 FAIR_KIND = "fair_index"
 #: The deadline index (jaxsched/networks/deadline.py): an order and who is refused.
 DEADLINE_KIND = "deadline_index"
@@ -55,7 +55,7 @@ def learned(
         spec = SchedulerSpec(
             name, order=fair.order_head(hidden), static_keys=False, preemptive=True, fair=fair.COUNTERS
         )
-        return Scheduler(spec, "learned order of tenants (index network)", "train/es.py", weights=vector)
+        return Scheduler(spec, "learned choice of who of several tenants runs (index network)", "train/es.py", weights=vector)
     if kind == DEADLINE_KIND:
         spec = SchedulerSpec(
             name,
