@@ -55,7 +55,8 @@ def learned(
         spec = SchedulerSpec(
             name, order=fair.order_head(hidden), static_keys=False, preemptive=True, fair=fair.COUNTERS
         )
-        return Scheduler(spec, "learned choice of who of several tenants runs (index network)", "train/es.py", weights=vector)
+        summary = "learned choice of who of several tenants runs (index network)"
+        return Scheduler(spec, summary, "train/es.py", weights=vector)
     if kind == DEADLINE_KIND:
         spec = SchedulerSpec(
             name,
