@@ -281,12 +281,16 @@ COLUMNS = {
 }  # fmt: skip
 
 
+#: Metric that decides -> what the learned policy's gain is; of others it is `improvement`.
+GAINS = {"goodput_per_s": increase, "service_gap_tokens": decrease}
+
+
 def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = (), metric: str = "jct_mean_s") -> str:
     """A table: the cost and what stands beside it for every policy, and the learned one's gain on each."""
     costs = evaluation.costs(learned, metric)
     columns = dict(COLUMNS.get(metric, {metric: metric}))
-    more_is_better, may_be_zero = metric == "goodput_per_s", metric == "service_gap_tokens"
-    if more_is_better:  # ... of every class
+    gain_of = GAINS.get(metric, improvement)
+    if metric == "goodput_per_s":  # ... of every class
         classes = [m for m in evaluation.metrics[learned] if m.startswith("goodput_") and m != metric]
         columns |= {m: f"{m[len('goodput_') : -len('_per_s')]}/s" for m in classes}
     lines = [
@@ -297,11 +301,9 @@ def markdown(evaluation: Evaluation, learned: str, *, bounds: Sequence[str] = ()
         cells = [f"{np.mean(found[m]):.4g}" if m in found else "" for m in columns]
         gain = ""
         if name != learned:
-            gains = (increase if more_is_better else decrease if may_be_zero else improvement)(
-                costs, found[metric].mean(0)
-            )
+            gains = gain_of(costs, found[metric].mean(0))
             gain = f"{gains.estimate:.1%} [{gains.low:.1%}, {gains.high:.1%}]"
-            if not more_is_better and not may_be_zero:
+            if gain_of is improvement:
                 gain += f"; of the means {mean_improvement(costs, found[metric]):.1%}"
         shown = f"{name} (bound)" if name in bounds else name
         lines.append(f"| {shown} | {' | '.join(cells)} | {gain} |")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxsched.checkpoint import save_policy
-from jaxsched.networks.fair import ADVANCE, FEATURES, HOLD, HOLD_FEATURES
+from jaxsched.networks.fair import ADVANCE, HOLD, FairShape
 from jaxsched.policies.learned import FAIR_KIND, describe
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results" / "tenants" / "by_hand"
@@ -23,7 +23,8 @@ AHEAD = (1, 2, 4)
 def weights(prompt: float, outstanding: float, ahead: float, known: float = 0.0) -> dict[str, float]:
     """Share of the prompt and of the predicted outputs that is charged in advance, and when requests are taken out."""
     return {
-        "prompt": prompt - ADVANCE, "outstanding": outstanding, "hold_one": math.log(ahead / HOLD), "hold_known": known
+        "order.prompt": prompt - ADVANCE, "order.outstanding": outstanding,
+        "hold.one": math.log(ahead / HOLD), "hold.known": known,
     }  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     rules = {f"vtc_out_at_{ahead}000": weights(0.0, 0.0, ahead) for ahead in AHEAD}
     rules |= {f"vtc_predict_out_at_{ahead}000": weights(0.0, 1.0, ahead) for ahead in AHEAD}
     rules |= {"weights_0": {}, "grid": weights(0.3, 0.3, 4 * math.exp(-1), 0.5)}
-    names = [*FEATURES, *(f"hold_{name}" for name in HOLD_FEATURES)]
+    names = FairShape().names()
     for name, values in rules.items():
         vector = np.array([values.get(field, 0.0) for field in names], np.float32)
         save_policy(FOLDER / name, {"weights": vector}, network=describe(0, FAIR_KIND), training={"algo": "by hand"})

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
 from jaxsched.metrics.histogram import NUM_BINS, mean_us
+from jaxsched.metrics.result import total_counts
 from jaxsched.policies.base import Policy
 from jaxsched.policies.learned import DEADLINE_KIND, FAIR_KIND, KIND, learned, num_weights
 from jaxsched.scenario import Scenario
@@ -228,7 +229,7 @@ def max_service_gap(state: State, num_programs: int) -> np.ndarray:
     `UNFINISHED_TOKENS`. Times the power `WASTE` of tokens computed per token that had to be.
     """
     gap = np.asarray(state.ledger.pairs)[:, GAP].max((1, 2)) / UNIT  # type: ignore[union-attr]
-    counts = np.asarray(state.metrics.counts, np.int64) + (np.asarray(state.metrics.counts_high, np.int64) << 30)
+    counts = total_counts(state.metrics)
     left = num_programs - counts[:, Count.PROGRAMS_DONE]
     computed, again = counts[:, Count.SCHEDULED_TOKENS], counts[:, Count.RECOMPUTED_TOKENS]
     waste = computed / np.maximum(computed - again, 1)

@@ -16,7 +16,7 @@ from jaxsched.metrics.tenants import tenant_metrics, tenant_slowdowns
 from jaxsched.sim.clock import join_us
 from jaxsched.sim.semantic import FALSE_HITS, HITS, LOOKUPS, STALE
 from jaxsched.sim.speculate import ACCEPTED, DRAFT_US, DRAFTED, OUTPUTS, ROUNDS
-from jaxsched.sim.state import Count, Fate, Flag, Hist, Record, State
+from jaxsched.sim.state import Count, Fate, Flag, Hist, Metrics, Record, State
 
 if TYPE_CHECKING:
     from jaxsched.policies.base import Policy
@@ -108,7 +108,7 @@ class RolloutResult:
         their first program's arrival."""
         num = len(seeds)
         m = state.metrics
-        counts = np.asarray(m.counts, np.int64) + (np.asarray(m.counts_high, np.int64) << 30)
+        counts = total_counts(m)
         hist = np.asarray(m.histograms).reshape(num, static.num_classes, len(Hist), NUM_BINS)
         stop = np.broadcast_to(np.asarray(requests.num_programs), (num,))
         spans = _arrival_spans(requests, first_program, stop, from_zero)
@@ -296,6 +296,11 @@ class RolloutResult:
             "cached_tokens_total": np.asarray(rec.cached_total[lane]),
         }
         return {name: values[keep] for name, values in columns.items()}
+
+
+def total_counts(metrics: Metrics) -> np.ndarray:
+    """Counters of finished lanes, int64 ``[lanes, len(Count)]``."""
+    return np.asarray(metrics.counts, np.int64) + (np.asarray(metrics.counts_high, np.int64) << 30)
 
 
 def _reachable(next_turn: np.ndarray, num_programs: int) -> np.ndarray:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsched.networks.linear import weighted
 from jaxsched.policies.atc import apparent_cost
 from jaxsched.sim.due import TICK_BITS, DueView
 from jaxsched.sim.views import QueueView
@@ -107,10 +108,10 @@ class DeadlineOrder:
 
     def __call__(self, weights: Float[Array, " w"], view: QueueView) -> Int[Array, " s"]:
         features, num = order_features(view), len(ORDER_FEATURES)
-        cost = apparent_cost(jnp.float32(LOOKAHEAD), view) + _dot(features, weights[:num])
+        cost = apparent_cost(jnp.float32(LOOKAHEAD), view) + weighted(features, weights[:num])
         for unit in range(self.shape.hidden):
             at = num + 2 * len(REFUSE_FEATURES) + unit * (num + 2)
-            inner = _dot(features, weights[at : at + num]) + weights[at + num]
+            inner = weighted(features, weights[at : at + num]) + weights[at + num]
             cost += weights[at + num + 1] * jnp.tanh(inner)
         # The bits of a float sort like the float, of a negative one the other way round.
         bits = jax.lax.bitcast_convert_type(cost, jnp.int32)
@@ -126,16 +127,8 @@ class DeadlineRefusal:
         assert due is not None
         running = jnp.sum(view.running_mask.astype(jnp.int32)).astype(jnp.float32) * (1 / 32)
         features = jnp.stack([jnp.float32(1.0), _crowd(view, due), running])
-        factors = [_dot(features, weights[at : at + num]) for at in (first, first + num)]
+        factors = [weighted(features, weights[at : at + num]) for at in (first, first + num)]
         prefill, work = (jnp.exp(jnp.clip(log, -_LARGEST_LOG, _LARGEST_LOG)) for log in factors)
         longer = lambda ticks, factor: jnp.floor(ticks.astype(jnp.float32) * factor).astype(jnp.int32)
         late = due.now + longer(due.prefill, prefill) > due.first_token
         return late | (due.now + longer(due.work, work) > due.finish)
-
-
-def _dot(features: Float[Array, "*n f"], weights: Float[Array, " f"]) -> Float[Array, "*n"]:
-    # Written out: a dot product in a loop may be rounded otherwise when more lanes are compiled.
-    total = features[..., 0] * weights[0]
-    for i in range(1, weights.shape[0]):
-        total = total + features[..., i] * weights[i]
-    return total

@@ -20,8 +20,9 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxsched.policies.vtc import NEVER, is_tenant, largest, lifted
-from jaxsched.sim.fair import UNIT, Account, FairRule, Params, Queues, Served, Who, by_tenant
+from jaxsched.networks.linear import weighted
+from jaxsched.policies import vtc
+from jaxsched.sim.fair import UNIT, Account, Params, Queues, Served, Who, by_tenant
 from jaxsched.sim.ledger import INPUT_PRICE, OUTPUT_PRICE
 from jaxsched.sim.static import OrderHead
 from jaxsched.sim.views import QueueView
@@ -53,21 +54,29 @@ class FairShape:
 
     @property
     def num_weights(self) -> int:
-        return len(FEATURES) + len(HOLD_FEATURES) + self.hidden * (len(FEATURES) + 2)
+        return len(self.names())
+
+    def names(self) -> list[str]:
+        """A name for every weight, in order."""
+        units = [f"order.{part}.{i}" for i in range(self.hidden) for part in (*FEATURES, "bias", "outer")]
+        return [*(f"order.{f}" for f in FEATURES), *(f"hold.{f}" for f in HOLD_FEATURES), *units]
+
+
+def _at_fixed_prices(params: Params) -> Params:
+    # The parameters of the order head are the weights here, not VTC's prices.
+    return jnp.asarray((INPUT_PRICE, OUTPUT_PRICE), jnp.int32), params[1]
 
 
 def _admit(params: Params, account: Account, who: Who, queues: Queues) -> Account:
-    del queues
-    mine = is_tenant(account.shape[0], who.tenant)
-    return account + jnp.where(mine, INPUT_PRICE * who.prompt_tokens * params[1].price, 0)
+    return vtc.charge_prompt(_at_fixed_prices(params), account, who, queues)
 
 
 def _serve(params: Params, account: Account, served: Served) -> Account:
-    return account + OUTPUT_PRICE * served.outputs * params[1].price
+    return vtc.charge_outputs(_at_fixed_prices(params), account, served)
 
 
-#: VTC's counters at the ledger's prices (the parameters of the order head are the weights here).
-COUNTERS = FairRule(lambda tenants: tenants, lifted, _admit, _serve, rebase=largest)
+#: VTC's counters at the ledger's prices.
+COUNTERS = dataclasses.replace(vtc.COUNTERS, admit=_admit, serve=_serve)
 
 
 def fair_features(view: QueueView) -> tuple[Float[Array, " s"], Float[Array, "s f"]]:
@@ -78,7 +87,7 @@ def fair_features(view: QueueView) -> tuple[Float[Array, " s"], Float[Array, "s 
     begun = view.running_mask | (view.waiting_mask & view.preempted_mask)
     owed = jnp.maximum(view.predicted_tokens - (view.known_tokens - view.prompt_tokens), 1)
     owed_by = by_tenant(view.tenant, jnp.where(begun, owed, 0), num)
-    least = jnp.min(jnp.where(waiting > 0, view.account, NEVER))
+    least = jnp.min(jnp.where(waiting > 0, view.account, vtc.NEVER))
     thousands = lambda amount: amount.astype(jnp.float32) * (1.0 / (1000.0 * UNIT))
     of_tenants = (thousands(view.account - least), thousands(OUTPUT_PRICE * owed_by * price))
     mine = view.tenant[:, None] == jnp.arange(num, dtype=jnp.int32)[None, :]
@@ -104,22 +113,14 @@ class FairIndex:
     def __call__(self, weights: Float[Array, " w"], view: QueueView) -> Int[Array, " s"]:
         counter, features = fair_features(view)
         num, num_hold, hidden = len(FEATURES), len(HOLD_FEATURES), self.shape.hidden
-        score = counter + ADVANCE * features[:, FEATURES.index("prompt")] + _dot(features, weights[:num])
+        score = counter + ADVANCE * features[:, FEATURES.index("prompt")] + weighted(features, weights[:num])
         for unit in range(hidden):
             at = num + num_hold + unit * (num + 2)
-            inner = _dot(features, weights[at : at + num]) + weights[at + num]
+            inner = weighted(features, weights[at : at + num]) + weights[at + num]
             score += weights[at + num + 1] * jnp.tanh(inner)
-        hold = jnp.clip(_dot(hold_features(view), weights[num : num + num_hold]), -_LARGEST_LOG, _LARGEST_LOG)
+        hold = jnp.clip(weighted(hold_features(view), weights[num : num + num_hold]), -_LARGEST_LOG, _LARGEST_LOG)
         score -= jnp.where(view.running_mask, HOLD * jnp.exp(hold), 0.0)
         return jnp.clip(jnp.round(score * _STEPS), -_MOST, _MOST).astype(jnp.int32)
-
-
-def _dot(features: Float[Array, "*n f"], weights: Float[Array, " f"]) -> Float[Array, "*n"]:
-    # Written out: a dot product in a loop may be rounded otherwise when more lanes are compiled.
-    total = features[..., 0] * weights[0]
-    for i in range(1, weights.shape[0]):
-        total = total + features[..., i] * weights[i]
-    return total
 
 
 def order_head(hidden: int) -> OrderHead:

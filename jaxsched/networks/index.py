@@ -29,6 +29,7 @@ from jaxsched.networks.features import (
     pause_features,
     turn_features,
 )
+from jaxsched.networks.linear import weighted
 from jaxsched.policies.gittins import KNOTS, SETTINGS, first_age_below_price
 from jaxsched.retention.pauses import tables_from_history
 from jaxsched.retention.ttl import ToolHistory, empty_history, record
@@ -98,10 +99,10 @@ class OrderIndex:
 
     def __call__(self, weights: Float[Array, " w"], view: QueueView) -> Int[Array, " s"]:
         part, features = self.shape.split(weights), turn_features(view)
-        score = _dot(features, part["order"]) + _KEPT * view.pinned_mask.astype(jnp.float32)
+        score = weighted(features, part["order"]) + _KEPT * view.pinned_mask.astype(jnp.float32)
         score -= _OLDER * 1e-2 * view.program.astype(jnp.float32)
         for unit in range(self.shape.hidden):
-            score += part["outer"][unit] * jnp.tanh(_dot(features, part["inner"][unit]) + part["bias"][unit])
+            score += part["outer"][unit] * jnp.tanh(weighted(features, part["inner"][unit]) + part["bias"][unit])
         key = -jnp.clip(jnp.round(score * _STEPS), -_MOST, _MOST).astype(jnp.int32)
         return jnp.where(view.preempted_mask, -(2**30), key)
 
@@ -118,7 +119,7 @@ class PriceIndex:
 
     def price(self, weights: Float[Array, " w"], view: PauseView) -> Float[Array, ""]:
         """Price of memory in the index rule."""
-        log = _dot(pause_features(view), self.shape.split(weights)["price"])
+        log = weighted(pause_features(view), self.shape.split(weights)["price"])
         return SETTINGS["price"] * jnp.exp(jnp.clip(log, -_LARGEST_LOG, _LARGEST_LOG))
 
 
@@ -129,18 +130,10 @@ class GateIndex:
     shape: IndexShape = IndexShape()
 
     def __call__(self, weights: Float[Array, " w"], view: QueueView) -> Float[Array, " s"]:
-        log = _dot(gate_features(view), self.shape.split(weights)["gate"])
+        log = weighted(gate_features(view), self.shape.split(weights)["gate"])
         return jnp.exp(jnp.clip(log, -_LARGEST_LOG, _LARGEST_LOG))
 
 
 def retain_head(shape: IndexShape) -> RetainHead:
     """Index retention at a learned price, for the pauses seen so far."""
     return RetainHead(PriceIndex(shape), start=empty_history, returned=record)
-
-
-def _dot(features: Float[Array, "*n f"], weights: Float[Array, " f"]) -> Float[Array, "*n"]:
-    # A sum of products written out: a dot product in a loop may be rounded otherwise when more lanes are compiled.
-    total = features[..., 0] * weights[0]
-    for i in range(1, weights.shape[0]):
-        total = total + features[..., i] * weights[i]
-    return total

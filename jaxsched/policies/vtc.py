@@ -50,20 +50,22 @@ def lifted(params: Params, account: Account, who: Who, queues: Queues):
     return jnp.where(idle & jnp.any(waiting), jnp.maximum(account, least), account), jnp.int32(0)
 
 
-def _charge_prompt(params: Params, account: Account, who: Who, queues: Queues) -> Account:
+def charge_prompt(params: Params, account: Account, who: Who, queues: Queues) -> Account:
+    """The tenant's counter grows by the prompt."""
     del queues
     mine = is_tenant(account.shape[0], who.tenant)
     return account + jnp.where(mine, who.prompt_tokens * prices(params)[0], 0)
 
 
-def _charge_outputs(params: Params, account: Account, served: Served) -> Account:
+def charge_outputs(params: Params, account: Account, served: Served) -> Account:
+    """The counters grow by what was generated."""
     return account + served.outputs * prices(params)[1]
 
 
 def _charge_expected(params: Params, account: Account, who: Who, queues: Queues) -> Account:
     mine = is_tenant(account.shape[0], who.tenant)
     expected = jnp.where(mine, who.predicted_tokens * prices(params)[1], 0)
-    return _charge_prompt(params, account, who, queues) + expected
+    return charge_prompt(params, account, who, queues) + expected
 
 
 def _charge_unexpected(params: Params, account: Account, served: Served) -> Account:
@@ -89,7 +91,7 @@ def counter(params, view: QueueView):
     return jnp.sum(jnp.where(mine, view.account[None, :], 0), axis=1)
 
 
-COUNTERS = FairRule(lambda tenants: tenants, lifted, _charge_prompt, _charge_outputs, rebase=largest)
+COUNTERS = FairRule(lambda tenants: tenants, lifted, charge_prompt, charge_outputs, rebase=largest)
 EXPECTED = dataclasses.replace(COUNTERS, admit=_charge_expected, serve=_charge_unexpected, finish=_give_back)
 VTC = Scheduler(
     SchedulerSpec("vtc", order=counter, static_keys=False, fair=COUNTERS),

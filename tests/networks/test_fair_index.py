@@ -11,7 +11,7 @@ import jaxsched as js
 from jaxsched.checkpoint import save_policy
 from jaxsched.errors import UserError
 from jaxsched.groups import GroupRunner, LaneSpec
-from jaxsched.networks.fair import FEATURES, HOLD_FEATURES, FairShape
+from jaxsched.networks.fair import FairShape
 from jaxsched.policies.learned import FAIR_KIND, describe, learned
 from jaxsched.sim.state import Count
 from train.es_config import load
@@ -21,8 +21,9 @@ SETTINGS = {"max_num_seqs": 8, "token_budget": 512}
 
 
 def weights(**named: float) -> np.ndarray:
-    names = [*FEATURES, *(f"hold_{name}" for name in HOLD_FEATURES)]
-    return np.array([named.get(name, 0.0) for name in names])
+    values = {name.replace("__", "."): value for name, value in named.items()}
+    assert values.keys() <= set(FairShape().names())
+    return np.array([values.get(name, 0.0) for name in FairShape().names()])
 
 
 @pytest.mark.slow
@@ -30,13 +31,13 @@ def test_who_never_takes_anybody_out_is_vtc_decision_by_decision_and_others_are_
     scenario = js.load("configs/scenarios/tenants.yaml", {"workload.num_requests": 80, "cluster.num_slots": 96})
     vtc = js.rollout(scenario, js.policies.get("vtc", **SETTINGS), 2, record=True)
     policy = js.policies.get("vtc", **SETTINGS)
-    held = dataclasses.replace(policy, scheduler=learned(weights(prompt=-0.5, hold_one=9.0), kind=FAIR_KIND))
+    held = dataclasses.replace(policy, scheduler=learned(weights(order__prompt=-0.5, hold__one=9.0), kind=FAIR_KIND))
     same = js.rollout(scenario, held, 2, record=True)
     for lane in range(2):
         ours, theirs = same.records(lane), vtc.records(lane)
         for name in ("first_scheduled_s", "finish_s"):
             np.testing.assert_array_equal(ours[name], theirs[name])
-    short = weights(prompt=5.0, hold_one=9.0)  # short prompts first
+    short = weights(order__prompt=5.0, hold__one=9.0)  # short prompts first
     other = js.rollout(scenario, dataclasses.replace(policy, scheduler=learned(short, kind=FAIR_KIND)), 2)
     assert np.all(other.metrics["service_gap_tokens"] != vtc.metrics["service_gap_tokens"])
     assert not vtc.metrics["preemptions"].any() and not same.metrics["preemptions"].any()
@@ -48,7 +49,7 @@ def test_any_weights_end_an_instant_and_finish_every_request() -> None:
     policy = js.policies.get("vtc", **SETTINGS)
     policy = dataclasses.replace(policy, scheduler=learned(kind=FAIR_KIND))
     members = np.random.default_rng(0).normal(size=(12, FairShape().num_weights)).astype(np.float32)
-    members[:, len(FEATURES)] -= 2.0
+    members[:, FairShape().names().index("hold.one")] -= 2.0
     found = GroupRunner(scenario, policy).rollout(LaneSpec(np.arange(12) % 3, weights=members))
     assert found.flags.max() == 0 and found.metrics["preemptions"].max() > 20
     np.testing.assert_array_equal(found.metrics["fate_finished"], 60)
